@@ -1,0 +1,114 @@
+"""Which runs of a study enter a fit, and for each that does not: why.
+
+A *record* is a plain dict, one a run, as read from the run directories; an unfinished run may lack keys.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from modexp.analysis.wording import budget_text
+from modexp.errors import UserError
+
+Record = Mapping[str, Any]
+
+AXES = {
+    "params_total": "parameters",
+    "params_non_embedding": "non-embedding parameters",
+    "params_active": "active parameters per token",
+    "flops_per_token": "forward FLOPs per token",
+    "tokens": "training tokens",
+}
+
+BUDGET_TOLERANCE = 1e-3
+WHOLE_STEPS = 1000  # below so many steps one step is more than the tolerance, and steps are whole
+
+RULE = (
+    "A run enters when it is done, its held-out loss is finite and it consumed its budget to 0.1 %"
+    f" (to one step where fewer than {WHOLE_STEPS} were planned)."
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One finished run as a point of a curve. ``x`` in the unit of the axis, losses in nats a token."""
+
+    run: str
+    arm: str
+    budget: float  # target training FLOPs, exact: 1.5e19 and 2.4e19 are two budgets
+    seed: int
+    x: float
+    loss: float
+    epochs: float
+
+
+@dataclass(frozen=True)
+class DroppedRun:
+    run: str
+    arm: str
+    budget: float
+    reason: str
+
+
+def select(records: Sequence[Record], axis: str) -> tuple[list[Point], list[DroppedRun]]:
+    """Points on ``axis`` (a key of AXES), in the order of the records, and the runs left out."""
+    if axis not in AXES:
+        raise UserError(f"axis={axis} is not a size that runs report", f"try one of {', '.join(AXES)}")
+    points, dropped = [], []
+    for record in records:
+        run, arm, budget = str(record["run"]), str(record["arm"]), float(record["budget"])
+        reason = reason_to_drop(record)
+        if not reason and not (record.get(axis) or 0) > 0:
+            reason = f"reports no {axis}"
+        if reason:
+            dropped.append(DroppedRun(run, arm, budget, reason))
+        else:
+            points.append(
+                Point(
+                    run,
+                    arm,
+                    budget,
+                    int(record.get("seed") or 0),
+                    float(record[axis]),
+                    float(record["loss"]),
+                    float(record.get("epochs") or 0.0),
+                )
+            )
+    return points, dropped
+
+
+def reason_to_drop(record: Record) -> str:
+    """Why this run cannot be a point of a fit; empty when it can."""
+    status, loss = record.get("status"), record.get("loss")
+    if status == "failed":
+        return f"failed: {record.get('error') or 'no reason recorded'}"
+    if status == "diverged" or (loss is not None and not math.isfinite(loss)):
+        return "diverged"
+    if status != "done":
+        return f"not finished ({status or 'no status'})"
+    if loss is None:
+        return "has no held-out loss"
+    consumed, budget = record.get("flops_consumed"), float(record["budget"])
+    if consumed is None:
+        return "does not say what it consumed"
+    steps = record.get("steps_planned") or WHOLE_STEPS
+    tolerance = 1 / steps if steps < WHOLE_STEPS else BUDGET_TOLERANCE
+    miss = consumed / budget - 1
+    if abs(miss) > tolerance * (1 + 1e-9):  # exactly one step is allowed, rounding included
+        return f"missed its budget of {budget_text(budget)} FLOPs by {miss:+.2%} (allowed {tolerance:.2%})"
+    return ""
+
+
+def arms_of(records: Sequence[Record]) -> list[str]:
+    """Arms in order of appearance."""
+    return list(dict.fromkeys(str(r["arm"]) for r in records))
+
+
+def baseline_of(records: Sequence[Record]) -> str:
+    """The arm others are compared with: ``baseline`` where one is so called, else the first dense one."""
+    arms = arms_of(records)
+    dense = [str(r["arm"]) for r in records if not r.get("routed")]
+    return "baseline" if "baseline" in arms else (dense or arms)[0]

@@ -1,0 +1,58 @@
+"""A study as a table: one record a run, read from its directory and from nowhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from modexp.errors import UserError
+from modexp.runs import RunDir, run_dirs
+
+PLANNED = (
+    "arm", "budget", "seed", "size", "n_layers", "d_model", "params_total", "params_non_embedding", "params_active",
+    "flops_per_token", "relative_flops", "batch_size", "lr", "tokens_per_param", "epochs", "routed", "convention",
+)  # fmt: skip
+REACHED = ("loss", "loss_topk", "bits_per_byte", "train_loss", "flops_per_token_causal", "train_seconds")
+
+
+def record(run: RunDir) -> dict[str, Any]:
+    """What is known of a run now. Losses in nats a token, ``None`` until it is done."""
+    plan = run.plan()["plan"]
+    result = run.result() or {}
+    state = run.state()
+    row: dict[str, Any] = {"run": run.name, "status": state}
+    row |= {key: plan[key] for key in PLANNED}
+    row |= {
+        "steps_planned": plan["steps"],
+        "tokens_planned": plan["tokens"],
+        "flops_planned": plan["flops"],
+        "steps": result.get("steps", 0),
+        "tokens": result.get("tokens", 0),
+        "flops_consumed": result.get("flops_consumed", 0),
+        "error": result.get("error") or run.error(),
+    }
+    row |= {key: result.get(key) for key in REACHED}
+    if not result and (rows := run.metrics()):
+        last = rows[-1]
+        row |= {"steps": last["step"], "tokens": last["tokens"], "flops_consumed": last["flops"]}
+        row["train_loss"] = last["train/loss"]
+    return row
+
+
+def records(study: Path) -> list[dict[str, Any]]:
+    """One record a run of the study, by budget, arm and size. UserError if there is none."""
+    rows = [record(run) for run in run_dirs(study)]
+    if not rows:
+        raise UserError(f"{study} holds no run", "modexp sweep plans and runs a study")
+    return sorted(rows, key=lambda r: (r["budget"], r["arm"], r["flops_per_token"], r["seed"]))
+
+
+def latest_study(runs_dir: Path) -> Path:
+    """The study changed last under ``runs_dir``."""
+    found = [path.parent for path in runs_dir.glob("*/study.yaml")]
+    found += [
+        p.parents[1] for p in runs_dir.glob("*/*/plan.json") if not (p.parents[1] / "study.yaml").exists()
+    ]
+    if not found:
+        raise UserError(f"there is no study under {runs_dir}", "modexp sweep demo makes one in minutes")
+    return max(set(found), key=lambda path: max(p.stat().st_mtime for p in (path, *path.glob("*/"))))

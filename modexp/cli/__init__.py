@@ -1,0 +1,78 @@
+"""The command line: one command a module, imported when it is called."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "train": "train one run, or resume it: modexp train model=mod size=220m --budget 6e18",
+    "plan": "print the runs that a budget buys: modexp plan --budget 6e18",
+    "sweep": "plan and run a study; what is finished is skipped: modexp sweep --budget 6e18",
+    "status": "what is planned, running, done, failed",
+    "fit": "optima of a study with intervals",
+    "plot": "figures of a study: isoflop, curves",
+}
+
+HELP = """usage: modexp COMMAND [flags] [key=value ...]
+
+isoFLOP studies of Mixture-of-Depths transformers: planned to the FLOP, trained, compared.
+
+commands
+{commands}
+
+modexp COMMAND --help says more. Settings are written key=value (model=mod optim.lr=3e-4), as in Hydra;
+modexp train --cfg job prints them all. MODEXP_DEBUG=1 shows tracebacks.
+"""
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    return HELP.format(commands="\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()))
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 failed, 2 the request cannot be carried out, 130 interrupted."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"modexp {version('modexp')}")
+        return 0
+    command, *rest = words
+    if command not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        print(f"modexp: error: {command} is not a command", file=sys.stderr)
+        print(f"  did you mean {near[0]}?" if near else f"  commands: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    from modexp.errors import ModexpError, complain
+
+    debug = os.environ.get("MODEXP_DEBUG") == "1"
+    try:
+        return import_module(f"modexp.cli.{command}").main(rest) or 0
+    except ModexpError as error:
+        if debug:
+            raise
+        complain(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("modexp: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away: `modexp status | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        print(f"modexp: error: {type(error).__name__}: {error}", file=sys.stderr)
+        print("  this is a fault of modexp's; MODEXP_DEBUG=1 shows the traceback", file=sys.stderr)
+        return 1

@@ -1,0 +1,100 @@
+"""What commands share: flags and overrides in any order, tables, and where studies lie."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from modexp.errors import UserError
+
+
+def parser(command: str, description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"modexp {command}", description=description, allow_abbrev=False)
+
+
+def add_budget(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--budget", action="append", default=[], metavar="FLOPS", help="6e18, or 6e18,2e19; repeatable")
+
+
+def add_json(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--json", action="store_true", help="print JSON to stdout")
+
+
+def add_study(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--study", metavar="NAME", help="a name under the runs directory, or a path; default: the latest")
+    p.add_argument("--runs-dir", default="runs", metavar="DIR", help="where studies lie (default: runs)")
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names, and overrides (whatever holds ``=`` or removes with ``~``)."""
+    overrides = [w for w in words if "=" in w or w.startswith("~")]
+    return [w for w in words if w not in overrides], overrides
+
+
+def one_name(names: list[str], default: str) -> str:
+    if len(names) > 1:
+        raise UserError(f"{names[1]} is one name too many after {names[0]}", "settings are written key=value")
+    return names[0] if names else default
+
+
+def study_path(study: str | None, runs_dir: str) -> Path:
+    """The study asked for, or the latest, whose name is told."""
+    from modexp.analysis.records import latest_study
+
+    if study is None:
+        found = latest_study(Path(runs_dir))
+        note(f"study {found.name} (the latest under {runs_dir})")
+        return found
+    for place in (Path(runs_dir) / study, Path(study)):
+        if place.is_dir():
+            return place
+    known = sorted(p.name for p in Path(runs_dir).glob("*/") if p.is_dir())
+    raise UserError(f"there is no study {study} under {runs_dir}", f"known: {', '.join(known)}" if known else "")
+
+
+def note(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, default=str))
+
+
+TEXT_COLUMNS = ("run", "arm", "shape", "status", "note", "interval")
+
+
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", optional: Sequence[str] = ()
+) -> None:
+    """To stdout, at its natural width; a terminal too narrow for that loses ``optional`` columns, first named first."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    def table_of(shown: Sequence[str]) -> Table:
+        table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+        for column in shown:
+            table.add_column(
+                column, justify="left" if column in TEXT_COLUMNS else "right", no_wrap=column != "note"
+            )
+        places = [columns.index(column) for column in shown]
+        for row in rows:
+            table.add_row(*(row[i] for i in places))
+        return table
+
+    def width_of(table: Table) -> int:
+        return Console(width=4096).measure(table).maximum
+
+    console = Console(highlight=False)
+    shown = list(columns)
+    for column in optional:
+        if console.is_terminal and width_of(table_of(shown)) > console.width:
+            shown.remove(column)
+    table = table_of(shown)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=max(80, width_of(table)))
+    console.print(table)

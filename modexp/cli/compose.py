@@ -1,0 +1,149 @@
+"""From words on the command line to configurations: the only place, with `modexp train`, that knows Hydra."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import modexp
+from modexp.config.root import GROUPS, SCALARS, Config, did_you_mean, from_tree, typed
+from modexp.config.study import BudgetConfig, GridConfig, SweepConfig
+from modexp.errors import UserError
+
+SWEEP_KEYS = ("budgets", "seeds", "grid")
+
+
+def shipped(folder: str) -> Path:
+    """``conf`` or ``sweeps``: inside an installed package, or beside it in a source tree."""
+    package = Path(modexp.__file__).resolve().parent
+    inside = package / folder
+    return inside if inside.exists() else package.parent / folder
+
+
+def number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def plain_budget(override: str) -> str:
+    """``budget=6e18`` is what a person types; Hydra would look for a file of that name."""
+    key, _, value = override.partition("=")
+    return f"budget.flops={value}" if key == "budget" and number(value) is not None else override
+
+
+def compose(overrides: list[str], config_dir: Path | None = None) -> Any:
+    """The composed tree of conf/config.yaml."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    try:
+        with initialize_config_dir(str(config_dir or shipped("conf")), version_base="1.3"):
+            return hydra_compose("config", overrides=[plain_budget(o) for o in overrides])
+    except Exception as error:
+        raise explained(error) from None
+
+
+def explained(error: Exception) -> Exception:
+    """Hydra's and OmegaConf's errors as one sentence with a next step; anything else as it is."""
+    from hydra.errors import HydraException
+
+    text = str(error)
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return UserError(f"{found[1]} is not a setting", did_you_mean(found[1], all_keys()))
+    if found := re.search(r"Could not (?:find|load) '([^']+)'", text):
+        options = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
+        return UserError(f"{found[1]} is not in conf/", f"choose one of: {', '.join(options)}" if options else "")
+    if "override must be a string or a list" in text:
+        return UserError("a group of settings takes the name of a file in conf/", f"groups: {', '.join(GROUPS)}")
+    if isinstance(error, OmegaConfBaseException):
+        key = error.full_key or ""
+        return UserError(f"{key}: {str(error.msg or error).splitlines()[0]}" if key else text.splitlines()[0])
+    if isinstance(error, HydraException):
+        first = text.splitlines()[0]
+        return UserError(first, "overrides are written key=value, a list as 'key=[a,b]'")
+    return error
+
+
+def all_keys() -> list[str]:
+    keys = [*GROUPS, *SCALARS]
+    for group, kinds in GROUPS.items():
+        for schema in kinds.values() if isinstance(kinds, dict) else [kinds]:
+            keys += [f"{group}.{name}" for name in schema.__dataclass_fields__ if name != "has_routing"]
+    return list(dict.fromkeys(keys))
+
+
+def configuration(overrides: list[str]) -> Config:
+    return from_tree(compose(overrides))
+
+
+# ---- sweep files ---------------------------------------------------------------------------------------------
+
+
+def find_sweep(name: str) -> Path:
+    """A path, or the name of a file in ./sweeps or among the shipped sweeps."""
+    places = [Path(name), Path("sweeps") / f"{name}.yaml", shipped("sweeps") / f"{name}.yaml"]
+    for place in places:
+        if place.suffix in (".yaml", ".yml") and place.is_file():
+            return place
+    known = sorted(p.stem for p in {*shipped("sweeps").glob("*.yaml"), *Path("sweeps").glob("*.yaml")})
+    raise UserError(f"there is no sweep file {name}", f"known: {', '.join(known)}")
+
+
+def load_sweep(name: str, budgets: list[float], overrides: list[str]) -> tuple[str, SweepConfig]:
+    """A study's name and its sweep, with the command line's budgets, ``seeds=``, ``grid.*=`` and other overrides."""
+    path = find_sweep(name)
+    own = [o for o in overrides if o.partition("=")[0].split(".")[0] in SWEEP_KEYS]
+    rest = [o for o in overrides if o not in own]
+    for override in rest:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key == "study":
+            name = value
+        elif key in ("seed", "name", "model") or key.startswith("budget"):
+            cure = {"seed": "seeds=[0,1]", "name": "study=NAME"}.get(key, "--budget 6e18")
+            cure = "model.KEY=VALUE, or another sweep file" if key == "model" else cure
+            raise UserError(f"{key} is set by the sweep, run by run", f"use {cure}")
+    try:
+        tree = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(own))
+    except Exception as error:
+        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    values = OmegaConf.to_container(tree)
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no settings", "see sweeps/isoflop.yaml")
+    values["overrides"] = [*(values.get("overrides") or []), *(o for o in rest if not o.startswith("study="))]
+    if budgets:
+        values["budgets"] = budgets
+    grid = typed(GridConfig, values.pop("grid", None) or {}, "grid.")
+    sweep = typed(SweepConfig, values)
+    return (Path(name).stem if name.endswith((".yaml", ".yml")) else name), replace(sweep, grid=grid)
+
+
+def arms_of(study: str, sweep: SweepConfig) -> dict[str, Callable[[float], Config]]:
+    """For each arm its configuration at a budget."""
+
+    def at(base: Config) -> Callable[[float], Config]:
+        return lambda budget: replace(base, budget=BudgetConfig(budget, base.budget.convention))
+
+    return {
+        arm: at(replace(configuration([*sweep.overrides, *overrides]), study=study))
+        for arm, overrides in sweep.arms.items()
+    }
+
+
+def budgets_of(words: list[str]) -> list[float]:
+    """``--budget 6e18 --budget 2e19,1e20``."""
+    values = []
+    for word in ",".join(words).split(","):
+        value = number(word)
+        if word and (value is None or not 0 < value < float("inf")):
+            raise UserError(f"--budget {word} is not a number of FLOPs", "write it as --budget 6e18")
+        if word:
+            values.append(float(word))
+    return sorted(set(values))

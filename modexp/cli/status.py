@@ -1,0 +1,66 @@
+"""modexp status: what is planned, running, done, failed, and whether each run spent what it promised."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from modexp.cli.common import add_json, add_study, note, one_name, parser, print_json, print_table, split_words, study_path
+from modexp.errors import RunFailed
+
+
+def main(words: list[str]) -> int:
+    p = parser("status", "Tell what is planned, running, done, failed; consumed against planned FLOPs; losses so far.")
+    add_study(p)
+    add_json(p)
+    p.add_argument("words", nargs="*", metavar="STUDY")
+    args = p.parse_intermixed_args(words)
+
+    from modexp.analysis.records import records
+
+    names, _ = split_words(args.words)
+    rows = records(study_path(args.study or one_name(names, "") or None, args.runs_dir))
+    if args.json:
+        print_json(rows)
+    else:
+        print_status(rows)
+    missed = [row["run"] for row in rows if row["status"] == "done" and off_plan(row)]
+    if missed:
+        raise RunFailed(
+            f"{len(missed)} finished runs consumed other FLOPs than planned: {', '.join(missed)}",
+            "their results cannot stand in an isoFLOP comparison; remove and run them again",
+        )
+    return 0
+
+
+def off_plan(row: dict[str, Any]) -> bool:
+    """More than 0.1 % apart, or more than one step where fewer than 1000 are planned."""
+    apart = abs(row["flops_consumed"] / row["flops_planned"] - 1)
+    return apart > max(1e-3, 1 / row["steps_planned"] if row["steps_planned"] < 1000 else 0)
+
+
+def print_status(rows: list[dict[str, Any]]) -> None:
+    columns = ("run", "status", "steps", "FLOPs", "of plan", "loss", "top-k", "bits/byte", "note")
+    lines = []
+    for row in rows:
+        loss = row["loss"] if row["loss"] is not None else row["train_loss"]
+        lines.append(
+            [
+                row["run"],
+                row["status"],
+                f"{row['steps']:,}/{row['steps_planned']:,}",
+                f"{row['flops_consumed']:.3g}",
+                f"{row['flops_consumed'] / row['flops_planned']:.2%}",
+                "-" if loss is None else f"{loss:.4f}" + ("" if row["loss"] is not None else " train"),
+                "-" if row["loss_topk"] is None else f"{row['loss_topk']:.4f}",
+                "-" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f}",
+                row["error"].splitlines()[0] if row["error"] else "",
+            ]
+        )
+    print_table(columns, lines, optional=("top-k", "bits/byte", "FLOPs"))
+    counts = Counter(row["status"] for row in rows)
+    spent, planned = (sum(row[key] for row in rows) for key in ("flops_consumed", "flops_planned"))
+    note(
+        ", ".join(f"{n} {status}" for status, n in counts.items())
+        + f"; {spent:.3g} of {planned:.3g} FLOPs consumed ({spent / planned:.0%})"
+    )

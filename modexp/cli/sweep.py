@@ -1,0 +1,160 @@
+"""modexp sweep: plan a study, run what is left of it, fit and draw it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modexp.cli.common import add_budget, note, one_name, parser, split_words
+from modexp.errors import Interrupted, RunFailed, UserError
+
+if TYPE_CHECKING:
+    from modexp.plan.grid import PlannedRun
+    from modexp.runs import RunDir
+    from modexp.sweep.study import Study
+
+DAY = 86_400.0
+
+
+def main(words: list[str]) -> int:
+    p = parser(
+        "sweep",
+        "Plan a study and run what is left of it. Finished runs are skipped, failed ones tried again; a new budget"
+        " joins the study, any other scientific change is refused.",
+    )
+    add_budget(p)
+    p.add_argument("--dry-run", action="store_true", help="stop after the plan")
+    p.add_argument("--yes", action="store_true", help="go on even if it will take more than a day")
+    p.add_argument("words", nargs="*", metavar="NAME | key=value", help="a sweep file (default: isoflop), overrides")
+    args = p.parse_intermixed_args(words)
+
+    from modexp.cli.compose import arms_of, budgets_of, load_sweep
+    from modexp.cli.plan import print_plan
+    from modexp.sweep.study import join, plan_of
+
+    names, overrides = split_words(args.words)
+    name, sweep = load_sweep(one_name(names, "isoflop"), budgets_of(args.budget), overrides)
+    arms = arms_of(name, sweep)
+    runs_dir = Path(arms[next(iter(arms))](sweep.budgets[0]).runs_dir)
+    study = join(runs_dir / name, sweep, arms)
+    plan = plan_of(study, arms)
+    print_plan(plan)
+    if not plan.runs:
+        raise UserError(f"the budgets of study {name} buy no run", "raise --budget or choose smaller sizes")
+    if args.dry_run:
+        return 0
+
+    study, directories = set_up(study, plan.runs, args.yes)
+    left = [(run, planned) for run, planned in directories if run.result() is None]
+    done = len(directories) - len(left)
+    if done:
+        note(f"{done} of {len(directories)} runs are finished and skipped")
+    failed = execute([run for run, _ in left], left[0][1].config) if left else []
+    conclude(study)
+    if failed:
+        raise RunFailed(
+            f"{len(failed)} of {len(directories)} runs failed: {', '.join(run.name for run in failed)}",
+            "modexp status tells why; the same command tries them again",
+        )
+    return 0
+
+
+def set_up(
+    study: Study, runs: Sequence[PlannedRun], yes: bool
+) -> tuple[Study, list[tuple[RunDir, PlannedRun]]]:
+    """Resolve precision and text once, say what it will take, and write every run's directory."""
+    from modexp.data.corpus import prepare
+    from modexp.runs import RunDir, create
+    from modexp.train.hardware import choose_device, choose_precision
+    from modexp.train.loop import needed_tokens
+
+    first = runs[0].config
+    if any(run.config.data != first.data for run in runs):
+        raise UserError("the arms of the study read different text", "set data in overrides, for every arm")
+    left = [run for run in runs if not (study.path / run.plan.name / "result.json").exists()]
+    if study.precision == "auto":
+        device = choose_device(first.trainer.device)
+        widths = [run.plan.d_model for run in runs]
+        study = replace(study, precision=choose_precision(first.trainer.precision, device, widths))
+    if left:
+        check_time(left, study.precision, yes)
+
+    most = max(run.plan.sequences for run in runs)
+    corpus = prepare(first.data, *needed_tokens(most, first), report=note)
+    known = study.data.get("content_hash", corpus.manifest["content_hash"])
+    if known != corpus.manifest["content_hash"]:
+        raise UserError(
+            f"study {study.name} reads text with content hash {known}, now it is {corpus.manifest['content_hash']}",
+            "bring the old text back, or start a study of another name with study=NAME",
+        )
+    study = replace(study, data=corpus.manifest)
+    study.save()
+    directories = []
+    for planned in runs:
+        config = replace(
+            planned.config,
+            name=planned.plan.name,
+            trainer=replace(planned.config.trainer, precision=study.precision),
+        )
+        run = RunDir(study.path / planned.plan.name)
+        create(run, config, planned.plan, corpus.manifest)
+        directories.append((run, replace(planned, config=config)))
+    return study, directories
+
+
+def check_time(left: Sequence[PlannedRun], precision: str, yes: bool) -> None:
+    """Say what the study will take on this machine; more than a day needs ``--yes``."""
+    from modexp.sweep.estimate import flops_per_second, run_flops
+    from modexp.sweep.local import slots_of
+    from modexp.train.progress import duration
+
+    config = left[0].config
+    slots = len(slots_of(config.launcher.slots, config.trainer.threads, config.trainer.device))
+    rate = flops_per_second(left, precision)
+    seconds = sum(run_flops(run.plan, run.config) for run in left) / rate / slots
+    note(
+        f"{len(left)} runs will take about {duration(seconds)} here: {rate:.2g} FLOP/s measured in {precision},"
+        f" {slots} at a time"
+    )
+    if seconds > DAY and not yes:
+        raise UserError(
+            f"the study would take {duration(seconds)} on this machine, more than a day",
+            "choose a smaller --budget, or start it all the same with --yes",
+        )
+
+
+def execute(runs: Sequence[RunDir], config: Any) -> list[RunDir]:
+    """Run what is left, the most expensive first; returns the runs that failed."""
+    from modexp.cli.watch import Watch
+    from modexp.sweep.local import Launcher, slots_of
+
+    ordered = sorted(runs, key=lambda run: -run.plan()["plan"]["flops"])
+    slots = slots_of(config.launcher.slots, config.trainer.threads, config.trainer.device)
+    failed: list[RunDir] = []
+    with Watch(len(ordered)) as watch:
+
+        def on_end(run: RunDir, code: int) -> None:
+            result = run.result()
+            if result is None:
+                failed.append(run)
+            watch.ended(run, result, run.error() or f"exit code {code}, see {run.log_path}")
+
+        try:
+            Launcher(ordered, slots, config.trainer.threads).run(on_end, watch.running)
+        except KeyboardInterrupt:
+            raise Interrupted("the study was stopped", "its runs are saved; the same command goes on") from None
+    return failed
+
+
+def conclude(study: Study) -> None:
+    """Optima with intervals, and the figure."""
+    from modexp.analysis.records import records
+    from modexp.cli.fit import print_fit
+    from modexp.cli.plot import draw_isoflop
+
+    rows = records(study.path)
+    if any(row["status"] == "done" for row in rows):
+        print_fit(rows)
+        draw_isoflop(study.path, rows)

@@ -1,0 +1,135 @@
+"""modexp train: one run, through ``hydra.main``, in a run directory of ours."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from modexp.errors import ModexpError, RunFailed, UserError, complain
+
+def main(words: list[str]) -> int:
+    if "--run" in words:
+        return train_planned(words)
+    return through_hydra(with_budget(words))
+
+
+def with_budget(words: list[str]) -> list[str]:
+    """``--budget 6e18`` and ``budget=6e18`` as the setting they mean."""
+    from modexp.cli.compose import budgets_of, plain_budget
+
+    out, rest = [], iter(words)
+    for word in rest:
+        if word == "--budget" or word.startswith("--budget="):
+            value = word.partition("=")[2] or next(rest, "")
+            budgets = budgets_of([value])
+            if len(budgets) != 1:
+                raise UserError(f"--budget {value} is not one number of FLOPs", "modexp sweep takes several")
+            out.append(f"budget.flops={value}")
+        else:
+            out.append(plain_budget(word))
+    return out
+
+
+def through_hydra(words: list[str]) -> int:
+    """Hydra parses, composes, answers --cfg and --help; errors come back here to become sentences."""
+    import hydra
+
+    from modexp.cli.compose import explained, shipped
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra.main re-raises instead of printing frames and exiting
+    sys.argv = ["modexp train", *words]
+    codes: list[int] = []
+
+    @hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="config")
+    def job(tree: Any) -> None:
+        try:
+            report(train_new(tree))
+        except ModexpError as error:  # kept from Hydra, which would end a multirun with it
+            complain(error)
+            codes.append(error.exit_code)
+
+    try:
+        job()
+    except Exception as error:
+        raise explained(error) from None
+    return max(codes, default=0)
+
+
+def train_new(tree: Any) -> dict[str, Any]:
+    """Plan, prepare the text, write the run directory, train."""
+    from modexp.cli.common import note, print_table
+    from modexp.cli.plan import COLUMNS, OPTIONAL, row
+    from modexp.config.root import from_tree
+    from modexp.plan.run import plan_run, resolve_shape
+    from modexp.runs import RunDir, create, identity
+
+    config = resolve_shape(from_tree(tree))
+    plan = plan_run(config)  # a wrong plan is told before torch is loaded and text is read
+
+    from modexp.train.hardware import choose_device, choose_precision
+
+    device = choose_device(config.trainer.device)
+    precision = choose_precision(config.trainer.precision, device, [plan.d_model])
+    config = replace(config, trainer=replace(config.trainer, precision=precision))
+    name = config.name or f"{plan.name}-{identity(config)[:6]}"
+    config = replace(config, name=name)
+    run = RunDir(Path(config.runs_dir) / config.study / name)
+    if (result := run.result()) is not None:
+        create(run, config, plan, run.plan()["data"])  # refuses another plan under this name
+        note(f"{run.path} is finished; nothing to do")
+        return {"run": run, **result}
+
+    config, manifest = with_text(config, plan.sequences)
+    plan = plan_run(config)
+    print_table(COLUMNS, [row(plan)], f"plan of {run.path}", OPTIONAL)
+    create(run, config, plan, manifest)
+    return start(run)
+
+
+def with_text(config: Any, sequences: int) -> tuple[Any, dict[str, Any]]:
+    """Tokenise what the run will read; the configuration then knows how much text there is."""
+    from modexp.cli.common import note
+    from modexp.data.corpus import prepare
+    from modexp.train.loop import needed_tokens
+
+    corpus = prepare(config.data, *needed_tokens(sequences, config), report=note)
+    known = corpus.manifest["train_tokens"] if corpus.manifest["exhausted"] else config.data.num_tokens
+    return replace(config, data=replace(config.data, num_tokens=known)), corpus.manifest
+
+
+def start(run: Any) -> dict[str, Any]:
+    from modexp.train.loop import train
+
+    return {"run": run, **train(run.path)}
+
+
+def train_planned(words: list[str]) -> int:
+    """``--run DIR``: everything stands in the directory."""
+    from modexp.cli.common import parser
+    from modexp.runs import RunDir
+
+    p = parser("train", "Train or resume the run planned in a directory.")
+    p.add_argument("--run", required=True, metavar="DIR", help="holds config.yaml and plan.json")
+    args = p.parse_args(words)
+    run = RunDir(args.run)
+    if not run.plan_path.exists():
+        raise UserError(f"{run.path} holds no plan.json", "name a run directory: runs/STUDY/RUN")
+    report(start(run))
+    return 0
+
+
+def report(result: dict[str, Any]) -> None:
+    """One line on stdout; a diverged run is a failure."""
+    run = result["run"]
+    if result["status"] != "done":
+        raise RunFailed(f"{run.path} diverged: {result['error']}", "try a lower optim.lr")
+    topk = f" (top-k {result['loss_topk']:.4f})" if result["loss_topk"] is not None else ""
+    print(
+        f"{run.path}  held-out loss {result['loss']:.4f} nats a token{topk},"
+        f" {result['bits_per_byte']:.4f} bits per byte; {result['flops_consumed']:.4g} FLOPs of"
+        f" {result['flops_planned']:.4g} planned, {result['steps']:,} steps",
+        flush=True,
+    )

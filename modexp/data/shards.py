@@ -1,0 +1,190 @@
+"""Token shards on disk: raw little-endian arrays, and one index.json that says what they hold.
+
+A shard is written once, whole, before the index names it, and never changed: readers need no lock, and a
+process that is killed leaves a shorter store, never a broken one. Stores grow by more shards.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modexp.errors import UserError
+from modexp.files import write_bytes, write_json
+
+SHARD_TOKENS = 2**24
+SPLITS = ("train", "validation")
+
+
+@dataclass
+class Shard:
+    file: str
+    tokens: int
+    crc32: int
+    documents: int
+    bytes: int  # of the documents, without separators
+    left_out: dict[str, int]
+    position: int  # number of the source's document after this shard's last
+
+
+@dataclass
+class Split:
+    """The tokens of one split, documents in the order of the source."""
+
+    shards: list[Shard] = field(default_factory=list)
+    exhausted: bool = False  # the source holds no more
+
+    @property
+    def tokens(self) -> int:
+        return sum(shard.tokens for shard in self.shards)
+
+    @property
+    def position(self) -> int:
+        return self.shards[-1].position if self.shards else 0
+
+    @property
+    def documents(self) -> int:
+        return sum(shard.documents for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Of text, over tokens with separators: nats a token over this and ln 2 are bits a byte."""
+        return self.bytes / max(1, self.tokens)
+
+
+@dataclass
+class Store:
+    """One corpus as tokens, in one folder of the cache."""
+
+    folder: Path
+    vocabulary: int
+    facts: dict[str, Any] = field(default_factory=dict)
+    splits: dict[str, Split] = field(default_factory=lambda: {name: Split() for name in SPLITS})
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The narrowest unsigned type that holds every token."""
+        return np.min_scalar_type(self.vocabulary - 1).newbyteorder("<")
+
+    @classmethod
+    def open(cls, folder: Path) -> Store | None:
+        """The store in ``folder``; None where there is none, or its index cannot be read."""
+        try:
+            index = json.loads((folder / "index.json").read_text())
+            splits = {
+                name: Split([Shard(**shard) for shard in split["shards"]], split["exhausted"])
+                for name, split in index["splits"].items()
+            }
+            return cls(folder, index["vocabulary"], index["facts"], splits)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def save(self) -> None:
+        splits = {name: asdict(split) for name, split in self.splits.items()}
+        index = {"vocabulary": self.vocabulary, "facts": self.facts, "splits": splits}
+        write_json(self.folder / "index.json", index)
+
+    def append(
+        self,
+        split: str,
+        tokens: np.ndarray,
+        documents: int,
+        num_bytes: int,
+        left_out: Counter[str],
+        position: int,
+    ) -> None:
+        """Write one more shard, then name it in the index."""
+        shards = self.splits[split].shards
+        content = tokens.astype(self.dtype, copy=False).tobytes()
+        name = f"{split}-{len(shards):05d}.bin"
+        write_bytes(self.folder / name, content)
+        shards.append(
+            Shard(name, len(tokens), zlib.crc32(content), documents, num_bytes, dict(left_out), position)
+        )
+        self.save()
+
+    def drop_damaged(self, checksum: bool) -> list[str]:
+        """Forget every shard from the first damaged one of each split on; the damaged ones' names.
+
+        Sizes are always compared, contents only where ``checksum`` asks for it.
+        """
+        damaged = []
+        for split in self.splits.values():
+            for number, shard in enumerate(split.shards):
+                if not self._is_whole(shard, checksum):
+                    damaged.append(shard.file)
+                    split.shards, split.exhausted = split.shards[:number], False
+                    break
+        return damaged
+
+    def _is_whole(self, shard: Shard, checksum: bool) -> bool:
+        path = self.folder / shard.file
+        try:
+            if path.stat().st_size != shard.tokens * self.dtype.itemsize:
+                return False
+            return not checksum or zlib.crc32(np.memmap(path, np.uint8, mode="r").data) == shard.crc32
+        except OSError:
+            return False
+
+    def reader(self, split: str) -> Reader:
+        return Reader(
+            [np.memmap(self.folder / s.file, self.dtype, mode="r") for s in self.splits[split].shards]
+        )
+
+
+class Reader:
+    """Tokens of one split as if they were one array."""
+
+    def __init__(self, shards: list[np.ndarray]) -> None:
+        self._shards = [shard.view(np.ndarray) for shard in shards]  # indexing a memmap itself is slow
+        self._ends = np.cumsum([len(shard) for shard in shards], dtype=np.int64)
+
+    def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """Tokens [start, start + length) for each of ``starts`` (B,); int64 (B, length)."""
+        positions = starts[:, None] + np.arange(length)
+        if len(self._shards) == 1:
+            return self._shards[0][positions].astype(np.int64)
+        owners = np.searchsorted(self._ends, positions, side="right")
+        tokens = np.empty(positions.shape, np.int64)
+        for owner in np.unique(owners):
+            here = owners == owner
+            shard = self._shards[owner]
+            tokens[here] = shard[positions[here] - (self._ends[owner] - len(shard))]
+        return tokens
+
+
+@contextmanager
+def locked(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
+    """Only one process at a time adds to the store in ``folder``, which is made where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    with lock:  # closing the file, or dying, gives the lock back
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report("another process is preparing the same data: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"the token cache {folder} cannot be written: {error.strerror}",
+        "choose another place: data.cache_dir=DIR or MODEXP_CACHE=DIR",
+    )

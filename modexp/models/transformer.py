@@ -1,0 +1,147 @@
+"""The baseline: a pre-norm decoder-only transformer with RMSNorm, RoPE and SDPA, no biases.
+
+B sequences, T tokens, k tokens inside a block (k = T in a dense one), D width, H heads, P half a head's width,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modexp.config.model import ModelConfig
+
+
+class Routing(NamedTuple):
+    """What one routed block decided."""
+
+    weights: Tensor  # (B, T) router weights r
+    predicted: Tensor  # (B, T) logits of the causal predictor
+    topk: Tensor  # (B, T) bool: membership in the top-k, the predictor's target
+    taken: Tensor  # (B, T) bool: tokens that went through the block in this pass
+
+
+class Output(NamedTuple):
+    logits: Tensor  # (B, T, V)
+    routings: tuple[Routing, ...]  # of the routed blocks, in order of depth
+
+
+class Rope(NamedTuple):
+    """Cosines and sines of the true positions, broadcastable to (B, H, k, P)."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def at(self, index: Tensor) -> Rope:
+        """For tokens that left their places: ``index`` (B, k) holds their true positions."""
+        return Rope(self.cos[index].unsqueeze(1), self.sin[index].unsqueeze(1))  # (B, 1, k, P)
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """Su et al. 2021, sec. 3.4.2, on pairs (i, i + P) of each head."""
+        first, second = x.chunk(2, dim=-1)
+        cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def rope_table(length: int, head_width: int, theta: float) -> Tensor:
+    """(2, length, P): cosines and sines of position x frequency."""
+    frequency = theta ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
+    return torch.stack((angle.cos(), angle.sin())).float()
+
+
+class Attention(nn.Module):
+    """Causal self-attention among the tokens it is given, which stand in order of position."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, rope: Rope) -> Tensor:
+        B, k, D = x.shape
+        qkv = self.qkv(x).view(B, k, 3, self.heads, D // self.heads)
+        q, key, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, H, k, 2P)
+        y = F.scaled_dot_product_attention(rope.rotate(q), rope.rotate(key), v, is_causal=True)
+        return self.out(y.transpose(1, 2).reshape(B, k, D))
+
+
+class GeluMLP(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width, hidden, bias=False)
+        self.out = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.gelu(self.inner(x)))
+
+
+class SwigluMLP(nn.Module):
+    """Shazeer 2020."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, hidden, bias=False)
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.out = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each behind a norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        _, width, heads = config.shape
+        self.attention_norm = nn.RMSNorm(width, eps=1e-6)
+        self.attention = Attention(width, heads)
+        self.mlp_norm = nn.RMSNorm(width, eps=1e-6)
+        self.mlp = {"gelu": GeluMLP, "swiglu": SwigluMLP}[config.mlp](width, config.mlp_hidden)
+
+    def delta(self, x: Tensor, rope: Rope) -> Tensor:
+        """What the block adds to the residual stream: f(x) = block(x) - x. (B, k, D)"""
+        attended = self.attention(self.attention_norm(x), rope)
+        return attended + self.mlp(self.mlp_norm(x + attended))
+
+    def forward(self, x: Tensor, rope: Rope, causal: bool) -> tuple[Tensor, Routing | None]:
+        return x + self.delta(x, rope), None
+
+
+class Transformer(nn.Module):
+    """Embedding, blocks, norm, head."""
+
+    def __init__(self, config: ModelConfig, blocks: Sequence[Block], vocab_size: int, sequence_length: int) -> None:
+        super().__init__()
+        _, width, heads = config.shape
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.head = nn.Linear(width, vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        self.rope: Tensor
+        self.register_buffer(
+            "rope", rope_table(sequence_length, width // heads, config.rope_theta), persistent=False
+        )
+
+    def forward(self, tokens: Tensor, causal: bool = False) -> Output:
+        """Logits for ``tokens`` (B, T).
+
+        ``causal`` replaces the top-k, which sees the future, by decisions that depend on the past alone;
+        a model without routing is causal either way.
+        """
+        x = self.embedding(tokens)  # (B, T, D)
+        rope = Rope(*self.rope[:, : tokens.shape[1]])
+        routings = []
+        for block in self.blocks:
+            x, routing = block(x, rope, causal)
+            if routing is not None:
+                routings.append(routing)
+        return Output(self.head(self.norm(x)), tuple(routings))

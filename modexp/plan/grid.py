@@ -1,0 +1,99 @@
+"""A study's runs: one grid of sizes a budget, the same rungs of FLOPs per token for every arm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from modexp.config.root import Config
+from modexp.config.study import GridConfig
+from modexp.errors import UserError
+from modexp.flops.transformer import ledger
+from modexp.plan.ladder import Shape, ladder, with_shape
+from modexp.plan.run import RunPlan, optimal_shape, plan_run
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A run that the grid asked for and the plan refuses."""
+
+    arm: str
+    budget: float
+    seed: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    plan: RunPlan
+    config: Config
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    runs: tuple[PlannedRun, ...]
+    dropped: tuple[Dropped, ...]
+
+
+def targets(centre: float, grid: GridConfig) -> list[float]:
+    """Forward FLOPs per token of the rungs, evenly spaced in their logarithm."""
+    if grid.points == 1:
+        return [centre]
+    step = 2 * math.log(grid.span) / (grid.points - 1)
+    return [centre * math.exp(-math.log(grid.span) + i * step) for i in range(grid.points)]
+
+
+def rungs_near(config: Config, wanted: list[float]) -> list[Shape]:
+    """For each target the nearest rung not taken yet, by this arm's own forward FLOPs per token."""
+    flops: dict[Shape, float] = {}
+    for shape in ladder():
+        with suppress(UserError):  # a rung this model cannot take: no routed block among its layers, say
+            books = ledger(with_shape(config.model, shape), config.data)
+            flops[shape] = books.forward(config.budget.convention) / books.sequence_length
+    chosen: list[Shape] = []
+    for target in wanted:
+        free = [shape for shape in flops if shape not in chosen]
+        chosen.append(min(free, key=lambda shape: abs(math.log(flops[shape] / target))))
+    return chosen
+
+
+def plan_study(
+    arms: dict[str, Callable[[float], Config]], budgets: list[float], seeds: list[int], grid: GridConfig
+) -> StudyPlan:
+    """Plans of all runs, budget by budget, arm by arm, small to large.
+
+    ``arms`` maps a name to its configuration at a budget. A shape given in the configuration, or ``size``,
+    takes the place of the grid.
+    """
+    runs: list[PlannedRun] = []
+    dropped: list[Dropped] = []
+    for budget in sorted(set(budgets)):
+        for arm, at in arms.items():
+            base = at(budget)
+            for seed in seeds:
+                for config in sized(base, grid):
+                    config = replace(config, seed=seed)
+                    try:
+                        runs.append(PlannedRun(plan_run(config, arm), config))
+                    except UserError as error:
+                        dropped.append(Dropped(arm, budget, seed, error.sentence))
+    names = [run.plan.name for run in runs]
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    if doubled:
+        raise UserError(f"two runs of the study are named {doubled}", "set grid.points or sizes further apart")
+    return StudyPlan(tuple(runs), tuple(dropped))
+
+
+def sized(config: Config, grid: GridConfig) -> list[Config]:
+    """The configuration at every size of the grid."""
+    if config.size != "auto" or config.model.d_model is not None:
+        from modexp.plan.run import resolve_shape
+
+        return [resolve_shape(config)]
+    centre, _ = optimal_shape(config.model, config, grid.tokens_per_param)
+    shapes = sorted(
+        rungs_near(config, targets(centre, grid)), key=lambda s: ledger(with_shape(config.model, s), config.data).forward()
+    )
+    return [replace(config, model=with_shape(config.model, shape)) for shape in shapes]

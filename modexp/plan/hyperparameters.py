@@ -1,0 +1,31 @@
+"""Named rules for the learning rate and the batch, each from this run's own size N, tokens D and width d."""
+
+from __future__ import annotations
+
+from modexp.config.train import OptimConfig
+
+# Adam's best rate falls as 1/width (Yang et al. 2022, muP, table 3). The constant was measured here; see README.
+LR_AT_WIDTH_128 = 3e-3
+
+# Li et al. 2025, "Predictable Scale: Part I, Step Law" (arXiv 2503.04715), equation 1:
+# rate = 1.79 N^-0.713 D^0.307 and batch = 0.58 D^0.571 tokens; N without embeddings, D in tokens.
+STEP_LAW_LR = (1.79, -0.713, 0.307)
+STEP_LAW_BATCH = (0.58, 0.571)
+
+
+def lr_peak(optim: OptimConfig, width: int, params_non_embedding: int, tokens: float) -> float:
+    """Highest learning rate of the schedule."""
+    if optim.lr == "width":
+        return LR_AT_WIDTH_128 * 128 / width
+    if optim.lr == "step-law":
+        scale, of_params, of_tokens = STEP_LAW_LR
+        return scale * params_non_embedding**of_params * tokens**of_tokens
+    return float(optim.lr)
+
+
+def batch_sequences(optim: OptimConfig, tokens: float, sequence_length: int) -> int:
+    """Sequences a step. A whole number near the rule's, not a power of two: no jump in the middle of a curve."""
+    if optim.batch_size == "step-law":
+        scale, of_tokens = STEP_LAW_BATCH
+        return max(1, round(scale * tokens**of_tokens / sequence_length))
+    return int(optim.batch_size)

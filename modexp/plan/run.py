@@ -1,0 +1,179 @@
+"""From a budget to one run: shape, hyperparameters, steps, tokens and what they will cost, to the FLOP."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from modexp.config.model import ModelConfig
+from modexp.config.root import Config
+from modexp.errors import UserError
+from modexp.flops.ledger import Ledger
+from modexp.flops.transformer import dense_twin, ledger
+from modexp.plan.hyperparameters import batch_sequences, lr_peak
+from modexp.plan.ladder import Shape, format_size, ladder, rung_of_size, with_shape
+
+# Above this many steps whole steps land within 0.05 % of the budget; below it the last step is cut to fit.
+WHOLE_STEPS_ABOVE = 1000
+
+
+def format_flops(flops: float) -> str:
+    """``6e18``, ``1.5e19``: as a person types it, and exactly the number."""
+    mantissa, exponent = f"{flops:.11e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}" if flops >= 1e6 else f"{flops:g}"
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What one run promises. FLOPs are counted under ``convention``; sizes and rates are this run's own."""
+
+    name: str
+    arm: str
+    budget: float  # target FLOPs of training
+    convention: str
+    seed: int
+    routed: bool
+    size: str  # total parameters of the dense twin, for eyes
+    n_layers: int
+    d_model: int
+    n_heads: int
+    params_total: int
+    params_non_embedding: int
+    params_active: int  # average over tokens
+    flops_per_token: float  # forward
+    relative_flops: float  # flops_per_token over the dense twin's
+    training_flops_per_sequence: int
+    sequence_length: int
+    batch_size: int  # sequences a step
+    last_batch_size: int  # sequences of the last step
+    steps: int
+    sequences: int
+    tokens: int
+    tokens_per_param: float
+    epochs: float | None  # passes over the training data; None: their number is not known yet
+    lr: float
+    lr_rule: str
+    batch_rule: str
+    warmup_steps: int
+    flops: int  # of the whole run, as planned
+
+    @property
+    def achieved(self) -> float:
+        """Planned FLOPs over the budget."""
+        return self.flops / self.budget
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "achieved": self.achieved}
+
+
+def optimal_shape(model: ModelConfig, config: Config, tokens_per_param: float) -> tuple[float, Shape]:
+    """Where a dense model sees ``tokens_per_param`` tokens a parameter within the budget.
+
+    Returns its forward FLOPs per token, interpolated between rungs, and the nearest rung.
+    """
+    points: list[tuple[float, float, Shape]] = []
+    for shape in ladder():
+        books = ledger(with_shape(dense_twin(model), shape), config.data)
+        sequence_flops = books.training(config.budget.convention)
+        tokens = config.budget.flops / sequence_flops * books.sequence_length
+        ratio = tokens / books.params_total
+        points.append(
+            (ratio, books.forward(config.budget.convention) / books.sequence_length, shape)
+        )
+    above = [p for p in points if p[0] >= tokens_per_param]
+    below = [p for p in points if p[0] < tokens_per_param]
+    if not above or not below:
+        edge = points[0] if not above else points[-1]
+        return edge[1], edge[2]
+    left, right = min(above), max(below)
+    at = math.log(left[0] / tokens_per_param) / math.log(left[0] / right[0])
+    flops = math.exp((1 - at) * math.log(left[1]) + at * math.log(right[1]))
+    return flops, (left if at < 0.5 else right)[2]
+
+
+def resolve_shape(config: Config, tokens_per_param: float = 20.0) -> Config:
+    """Fill the model's shape from ``size``, unless its layers, width and heads are all given."""
+    model = config.model
+    given = {k: getattr(model, k) for k in ("n_layers", "d_model", "n_heads") if getattr(model, k) is not None}
+    if len(given) == 3:
+        if config.size != "auto":
+            raise UserError(
+                f"size={config.size} and model.d_model={model.d_model} both set the shape", "leave one of them out"
+            )
+        return config
+    if given:
+        missing = ", ".join(f"model.{k}" for k in ("n_layers", "d_model", "n_heads") if k not in given)
+        raise UserError(
+            f"the shape is half given: {missing} missing", "give all three, or none and size=220m instead"
+        )
+    if config.size == "auto":
+        shape = optimal_shape(model, config, tokens_per_param)[1]
+    else:
+        shape = rung_of_size(config.size, model, config.data)
+    return replace(config, model=with_shape(model, shape), size="auto")
+
+
+def count_steps(budget: float, sequence_flops: int, batch: int) -> tuple[int, int]:
+    """(steps, sequences) that come nearest to ``budget`` FLOPs."""
+    exact = budget / sequence_flops
+    if exact / batch > WHOLE_STEPS_ABOVE:
+        steps = round(exact / batch)
+        return steps, steps * batch
+    sequences = round(exact)
+    return math.ceil(sequences / batch), sequences
+
+
+def plan_run(config: Config, arm: str | None = None) -> RunPlan:
+    """The plan of one run whose shape is filled (:func:`resolve_shape`)."""
+    data, model, convention = config.data, config.model, config.budget.convention
+    books: Ledger = ledger(model, data)
+    twin = ledger(dense_twin(model), data)
+    T = data.sequence_length
+    sequence_flops = books.training(convention)
+    budget = config.budget.flops
+
+    expected_tokens = budget / sequence_flops * T
+    batch = batch_sequences(config.optim, expected_tokens, T)
+    steps, sequences = count_steps(budget, sequence_flops, batch)
+    if steps < 1:
+        raise UserError(
+            f"budget.flops={format_flops(budget)} is less than one sequence costs "
+            f"({format_flops(float(f'{sequence_flops:.3g}'))} FLOPs at {format_size(twin.params_total)})",
+            "raise the budget or choose a smaller size",
+        )
+    tokens = sequences * T
+    layers, width, heads = model.shape
+    arm = arm or model.kind
+    size = format_size(twin.params_total)
+    return RunPlan(
+        name=config.name or f"{arm}-{size}-{format_flops(budget)}-s{config.seed}",
+        arm=arm,
+        budget=budget,
+        convention=convention,
+        seed=config.seed,
+        routed=model.has_routing,
+        size=size,
+        n_layers=layers,
+        d_model=width,
+        n_heads=heads,
+        params_total=books.params_total,
+        params_non_embedding=books.params_non_embedding,
+        params_active=books.params_active,
+        flops_per_token=books.forward(convention) / T,
+        relative_flops=books.forward(convention) / twin.forward(convention),
+        training_flops_per_sequence=sequence_flops,
+        sequence_length=T,
+        batch_size=batch,
+        last_batch_size=sequences - (steps - 1) * batch,
+        steps=steps,
+        sequences=sequences,
+        tokens=tokens,
+        tokens_per_param=tokens / books.params_total,
+        epochs=tokens / data.num_tokens if data.num_tokens else None,
+        lr=lr_peak(config.optim, width, books.params_non_embedding, tokens),
+        lr_rule=config.optim.lr if isinstance(config.optim.lr, str) else "constant",
+        batch_rule=config.optim.batch_size if isinstance(config.optim.batch_size, str) else "constant",
+        warmup_steps=round(config.schedule.warmup * steps),
+        flops=sequences * sequence_flops,
+    )

@@ -1,0 +1,174 @@
+"""The run directory: what was planned, what happened, what came out. Files are the only link between the halves.
+
+    runs/<study>/<run>/config.yaml     resolved, complete, loadable
+                       plan.json       what was promised: plan, ledger, precision, data, identity
+                       metrics.jsonl   one line a log step
+                       checkpoints/    weights, optimizer, state
+                       result.json     what was consumed and reached; its presence means done
+                       error.txt       why it failed, if it did
+                       log.txt         what a run started by a sweep printed
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from modexp.config import root
+from modexp.config.identity import digest, first_difference, scientific
+from modexp.config.root import Config
+from modexp.errors import UserError
+from modexp.files import read_json, write_json
+from modexp.flops.transformer import ledger
+from modexp.plan.run import RunPlan
+
+LOCK_PATIENCE = 2.0  # seconds: a reader of the status holds the lock for a moment
+
+
+class RunDir:
+    """Paths and small files of one run."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.config_path = self.path / "config.yaml"
+        self.plan_path = self.path / "plan.json"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.result_path = self.path / "result.json"
+        self.error_path = self.path / "error.txt"
+        self.log_path = self.path / "log.txt"
+        self.lock_path = self.path / ".lock"
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def config(self) -> Config:
+        return root.load(self.config_path)
+
+    def plan(self) -> dict[str, Any]:
+        return read_json(self.plan_path)
+
+    def result(self) -> dict[str, Any] | None:
+        return read_json(self.result_path) if self.result_path.exists() else None
+
+    def error(self) -> str:
+        return self.error_path.read_text().strip() if self.error_path.exists() else ""
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl; a last line cut off by a crash is left out."""
+        if not self.metrics_path.exists():
+            return []
+        return [json.loads(line) for line in whole_lines(self.metrics_path.read_bytes())]
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop the rows later than ``step``: a resumed run writes them again."""
+        if self.metrics_path.exists():
+            from modexp.files import write_bytes
+
+            lines = whole_lines(self.metrics_path.read_bytes())
+            kept = [line + b"\n" for line in lines if json.loads(line)["step"] <= step]
+            write_bytes(self.metrics_path, b"".join(kept))
+
+    def state(self) -> str:
+        """done | diverged | running | failed | stopped | planned"""
+        result = self.result()
+        if result is not None:
+            return result["status"]
+        if self.is_locked():
+            return "running"
+        if self.error_path.exists():
+            return "failed"
+        return "stopped" if self.metrics_path.exists() else "planned"
+
+    def is_locked(self) -> bool:
+        """Whether a living process trains this run."""
+        try:
+            with open(self.lock_path, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process; the lock goes with the process, however it ends."""
+        with open(self.lock_path, "a+b") as file:
+            deadline = time.monotonic() + LOCK_PATIENCE
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError:
+                    if time.monotonic() > deadline:
+                        raise UserError(
+                            f"{self.path} is being trained by another process",
+                            "wait for it, or stop it; modexp status follows it",
+                        ) from None
+                    time.sleep(0.05)
+            yield
+
+
+def whole_lines(content: bytes) -> list[bytes]:
+    """Lines that are complete JSON objects; a crash can leave only the last one incomplete."""
+    lines = content.split(b"\n")
+    return [line for line in lines[:-1] if line.startswith(b"{") and line.endswith(b"}")]
+
+
+def identity(config: Config) -> str:
+    """Hash of the scientific fields: equal for two configurations that compute the same numbers."""
+    return digest(scientific(config))
+
+
+def create(run: RunDir, config: Config, plan: RunPlan, data: dict[str, Any]) -> None:
+    """Write what is planned, or accept the same plan already there; refuse a directory that holds another."""
+    if run.plan_path.exists():
+        old, new = scientific(run.config()), scientific(config)
+        difference = first_difference(old, new)
+        if difference:
+            key, was, now = difference
+            raise UserError(
+                f"{run.path} holds another run: {key} is {was} there and {now} here",
+                "choose another name with name=..., or go back to its settings",
+            )
+        check_data(run, data)
+        return
+    root.save(config, run.config_path)
+    books = ledger(config.model, config.data)
+    write_json(
+        run.plan_path,
+        {
+            "plan": plan.to_json(),
+            "identity": identity(config),
+            "precision": config.trainer.precision,
+            "data": data,
+            "ledger": books.to_json(),
+        },
+    )
+
+
+def check_data(run: RunDir, data: dict[str, Any]) -> None:
+    """Refuse to go on with other text than the run was planned on."""
+    planned = run.plan()["data"]["content_hash"]
+    if planned != data["content_hash"]:
+        raise UserError(
+            f"{run.path} was planned on data with content hash {planned}, now it is {data['content_hash']}",
+            "bring the old text back, or start anew with another name=... or study",
+        )
+
+
+def run_dirs(study: Path) -> list[RunDir]:
+    """The runs of a study, by name."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(study) if entry.is_dir())
+    except FileNotFoundError:
+        raise UserError(f"{study} does not exist", "modexp status names the studies there are") from None
+    return [RunDir(study / name) for name in names if (study / name / "plan.json").exists()]

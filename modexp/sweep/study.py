@@ -1,0 +1,103 @@
+"""A study on disk: what was asked, with every budget and arm, and the refusal to become another study."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from modexp.config.identity import first_difference, scientific
+from modexp.config.root import Config, typed
+from modexp.config.study import GridConfig, SweepConfig
+from modexp.errors import UserError
+from modexp.files import write_text
+from modexp.plan.grid import StudyPlan, plan_study
+
+Arms = dict[str, Callable[[float], Config]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """``arms`` holds each arm's scientific fields, flat; budgets, sizes and seeds vary within the study."""
+
+    path: Path
+    sweep: SweepConfig
+    arms: dict[str, dict[str, Any]]
+    precision: str = "auto"  # resolved once, so that no curve mixes two
+    data: dict[str, Any] = dataclasses.field(default_factory=dict)  # manifest of the text
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def file(self) -> Path:
+        return self.path / "study.yaml"
+
+    def save(self) -> None:
+        tree = {
+            "sweep": dataclasses.asdict(self.sweep),
+            "arms": self.arms,
+            "precision": self.precision,
+            "data": self.data,
+        }
+        write_text(self.file, OmegaConf.to_yaml(OmegaConf.create(tree)))
+
+
+VARIES = ("budget.flops", "seed", "trainer.precision")
+
+
+def fixed_fields(config: Config) -> dict[str, Any]:
+    return {key: value for key, value in scientific(config).items() if key not in VARIES}
+
+
+def load_study(path: Path) -> Study:
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(path / "study.yaml"))
+    except FileNotFoundError:
+        raise UserError(f"{path} holds no study.yaml", "modexp sweep starts a study") from None
+    assert isinstance(tree, dict)
+    sweep = dict(tree["sweep"])
+    grid = typed(GridConfig, sweep.pop("grid"), "grid.")
+    return Study(
+        path, dataclasses.replace(typed(SweepConfig, sweep), grid=grid), tree["arms"], tree["precision"], tree["data"]
+    )
+
+
+def join(path: Path, sweep: SweepConfig, arms: Arms) -> Study:
+    """The study at ``path`` with this request's budgets added; any other scientific change is refused.
+
+    A new study is returned unsaved: the caller resolves its precision and data first.
+    """
+    wanted = {arm: fixed_fields(at(sweep.budgets[0])) for arm, at in arms.items()}
+    if not (path / "study.yaml").exists():
+        return Study(path, sweep, wanted)
+    study = load_study(path)
+    precisions = {at(sweep.budgets[0]).trainer.precision for at in arms.values()} - {"auto"}
+    compared = [
+        *(("", {"trainer.precision": study.precision}, {"trainer.precision": p}) for p in precisions),
+        ("", grid_of(study.sweep), grid_of(sweep)),
+        ("arms ", dict.fromkeys(study.arms, True), dict.fromkeys(wanted, True)),
+        *((f"arm {arm}: ", study.arms[arm], wanted[arm]) for arm in wanted if arm in study.arms),
+    ]
+    for where, old, new in compared:
+        difference = first_difference(old, new)
+        if difference:
+            key, was, now = difference
+            raise UserError(
+                f"{path} is another study: {where}{key} is {was} there and {now} here",
+                "give this one a name of its own with study=NAME, or go back to its settings",
+            )
+    budgets = sorted({*study.sweep.budgets, *sweep.budgets})
+    return dataclasses.replace(study, sweep=dataclasses.replace(study.sweep, budgets=budgets))
+
+
+def grid_of(sweep: SweepConfig) -> dict[str, Any]:
+    return {"seeds": sweep.seeds, **{f"grid.{k}": v for k, v in dataclasses.asdict(sweep.grid).items()}}
+
+
+def plan_of(study: Study, arms: Arms) -> StudyPlan:
+    return plan_study(arms, study.sweep.budgets, study.sweep.seeds, study.sweep.grid)

@@ -1,0 +1,106 @@
+"""Checkpoints: safetensors and JSON, written whole or not at all, read without unpickling anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from modexp.errors import RunFailed
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Adam's moments and step counts, by the name of their parameter."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {
+        f"{names[id(p)]}/{key}": value.contiguous()
+        for p, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    for key, value in tensors.items():
+        name, _, kind = key.rpartition("/")
+        parameter = parameters[name]
+        # a step count stays where the optimizer keeps it: on the parameter's device under fused AdamW
+        optimizer.state[parameter][kind] = value.to(parameter.device)
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters by name; a tied head appears once, under the embedding's."""
+    return {name: p.detach().contiguous() for name, p in model.named_parameters()}
+
+
+def write_synced(path: Path, content: bytes) -> int:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return zlib.crc32(content)
+
+
+def save(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
+) -> Path:
+    """Write ``folder/step-N`` beside its place, rename it there, then drop all but the last ``keep``."""
+    final = folder / f"step-{state['step']:09d}"
+    temporary = folder / f".{final.name}.{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    sums = {
+        "model.safetensors": write_synced(temporary / "model.safetensors", save_tensors(weights(model))),
+        "optimizer.safetensors": write_synced(
+            temporary / "optimizer.safetensors", save_tensors(optimizer_tensors(model, optimizer))
+        ),
+    }
+    write_synced(temporary / "state.json", json.dumps({**state, "crc32": sums}).encode())
+    if final.exists():  # a resumed run saves at the same step again
+        shutil.rmtree(final)
+    os.replace(temporary, final)
+    for old in saved(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    for leftover in folder.glob(".step-*"):  # of processes killed while they wrote
+        shutil.rmtree(leftover, ignore_errors=True)
+    return final
+
+
+def saved(folder: Path) -> list[Path]:
+    """Checkpoints, oldest first."""
+    return sorted(folder.glob("step-*")) if folder.exists() else []
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+    """Weights, optimizer tensors and state of one checkpoint; raises ValueError if it is damaged."""
+    try:
+        state = json.loads((path / "state.json").read_text())
+        contents = {name: (path / name).read_bytes() for name in state["crc32"]}
+        for name, crc in state["crc32"].items():
+            if zlib.crc32(contents[name]) != crc:
+                raise ValueError(f"{name} is damaged")
+        return (
+            load_tensors(contents["model.safetensors"]),
+            load_tensors(contents["optimizer.safetensors"]),
+            state,
+        )
+    except (OSError, KeyError, TypeError, SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(str(error)) from None
+
+
+def load_weights(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
+    own = dict(model.named_parameters())
+    if own.keys() != tensors.keys() or any(own[n].shape != t.shape for n, t in tensors.items()):
+        raise RunFailed(f"{where} holds the weights of another model")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)

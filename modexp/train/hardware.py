@@ -1,0 +1,70 @@
+"""The device of a run: which one, how precise, how fast at best, how much it holds."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from modexp.errors import UserError
+
+# On CPUs with bf16 matrix units, bf16 pays from this width on; below, casting costs more than it saves.
+CPU_BF16_WIDTH = 256
+
+
+def choose_device(wanted: str) -> torch.device:
+    """``auto``: the GPU if there is one."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("trainer.device=cuda, but torch sees no CUDA device", "try trainer.device=cpu")
+    return torch.device("cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def choose_precision(wanted: str, device: torch.device, widths: Iterable[int]) -> str:
+    """``auto`` is bf16 where the hardware has it and every width of the study gains, so that no curve mixes two."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    has_units = torch.cpu._is_amx_tile_supported()
+    return "bf16" if has_units and min(widths) >= CPU_BF16_WIDTH else "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def matmul_limit(device: torch.device, precision: str) -> float:
+    """FLOP/s of a large square matmul on this device, the best of a few: what MFU is measured against."""
+    n = 4096 if device.type == "cuda" else 512
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.ones(n, n, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(6):
+        wait(device)
+        start = time.perf_counter()
+        a @ b
+        wait(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+def memory_free(device: torch.device) -> int:
+    """Bytes a run may take."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
+
+def describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

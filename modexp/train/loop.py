@@ -1,0 +1,330 @@
+"""Training of one planned run, from the directory that plans it to the result that ends it. Read top to bottom."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+from modexp.config.root import Config
+from modexp.config.root import to_tree as config_tree
+from modexp.data.corpus import Corpus, open_corpus
+from modexp.errors import Interrupted, ModexpError, RunFailed
+from modexp.files import write_json, write_text
+from modexp.flops.transformer import realised_forward
+from modexp.models.build import build
+from modexp.models.loss import language_loss, predictor_loss
+from modexp.models.transformer import Transformer
+from modexp.runs import RunDir
+from modexp.train import checkpoint
+from modexp.train.evaluate import evaluate
+from modexp.train.hardware import autocast, choose_device, describe, matmul_limit, memory_free, wait
+from modexp.train.memory import micro_batch
+from modexp.train.optimizer import clip_gradients, make_optimizer
+from modexp.train.progress import Progress
+from modexp.train.provenance import provenance
+from modexp.train.schedule import lr_at
+from modexp.train.trackers import RunInfo, Tracker, start
+
+
+@dataclass
+class State:
+    """What a checkpoint holds beside tensors. ``step`` steps are done."""
+
+    step: int = 0
+    sequences: int = 0
+    loss_sum: float = 0.0  # of the steps since the last row of metrics
+    loss_steps: int = 0
+    train_seconds: float = 0.0
+    eval_seconds: float = 0.0
+
+
+@dataclass
+class Stop:
+    """Set by SIGINT, SIGTERM and SIGUSR1 (a scheduler's warning); looked at between steps."""
+
+    signal: int = 0
+    previous: dict[int, Any] = field(default_factory=dict)
+
+    def __enter__(self) -> Stop:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            self.previous[number] = signal.signal(number, self.note)
+        return self
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal == signal.SIGINT == number:
+            raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step
+        self.signal = number
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+def train(directory: Path) -> dict[str, Any]:
+    """Train the run planned in ``directory`` to its end and return its result; a finished run is only read.
+
+    A run that was stopped goes on from its last checkpoint and ends with the same bits. Raises
+    :class:`~modexp.errors.ModexpError` with a sentence, which error.txt keeps.
+    """
+    run = RunDir(directory)
+    with run.locked():
+        result = run.result()
+        if result is not None:
+            return result
+        run.error_path.unlink(missing_ok=True)
+        try:
+            with Stop() as stop:
+                return Training(run, stop).to_the_end()
+        except Interrupted:
+            raise
+        except KeyboardInterrupt:
+            raise Interrupted(f"{run.path} was stopped", "the same command goes on from its last checkpoint") from None
+        except ModexpError as error:
+            write_text(run.error_path, f"{error}\n")
+            raise
+        except Exception as error:
+            sentence = f"{run.path} failed: {type(error).__name__}: {error}"
+            write_text(run.error_path, f"{sentence}\n")
+            if os.environ.get("MODEXP_DEBUG") == "1":
+                raise
+            raise RunFailed(sentence, "MODEXP_DEBUG=1 shows the traceback") from error
+
+
+class Training:
+    def __init__(self, run: RunDir, stop: Stop) -> None:
+        self.run, self.stop = run, stop
+        self.config: Config = run.config()
+        self.promise = run.plan()
+        self.plan: dict[str, Any] = self.promise["plan"]
+        self.precision: str = self.promise["precision"]
+        trainer = self.config.trainer
+
+        self.device = choose_device(trainer.device)
+        if self.device.type == "cpu":
+            torch.set_num_threads(trainer.threads)
+        self.corpus = corpus_of(self.config, self.promise)
+        self.held_out = torch.from_numpy(self.corpus.validation(trainer.eval_sequences))
+        self.model: Transformer = build(self.config.model, self.config.data, self.config.seed).to(self.device)
+        self.optimizer = make_optimizer(self.model, self.config.optim)
+        self.state = self.resume()
+        self.forward: Any = torch.compile(self.model) if trainer.compile else self.model
+        self.micro = trainer.micro_batch or micro_batch(
+            self.config.model, self.config.data, self.plan["batch_size"], self.plan["params_total"],
+            memory_free(self.device),
+        )
+        self.loss_sum = torch.tensor(self.state.loss_sum, device=self.device)
+        self.limit = matmul_limit(self.device, self.precision)
+        steps, evals = self.plan["steps"], trainer.num_evals
+        self.eval_steps = {round(i * steps / evals) for i in range(1, evals + 1)}
+
+    # ---- the way there -------------------------------------------------------------------------------------
+
+    def resume(self) -> State:
+        """The newest checkpoint that can be read, or the beginning."""
+        for path in reversed(checkpoint.saved(self.run.checkpoints)):
+            try:
+                tensors, moments, stored = checkpoint.read(path)
+            except ValueError as error:
+                say(f"{path} is passed over: {error}")
+                continue
+            checkpoint.load_weights(self.model, tensors, path)
+            checkpoint.restore_optimizer(self.model, self.optimizer, moments)
+            self.run.cut_metrics(stored["step"])
+            return State(**{key: stored[key] for key in State.__dataclass_fields__})
+        self.run.cut_metrics(0)
+        return State()
+
+    def to_the_end(self) -> dict[str, Any]:
+        tracker = start(self.config.tracker, self.info(), say)
+        exit_code = 1
+        summary: dict[str, Any] = {}
+        try:
+            with Progress(self.run.name, self.plan["steps"]) as progress:
+                reason = self.steps(tracker, progress)
+            summary = self.result(reason)
+            write_json(self.run.result_path, summary)
+            exit_code = 0 if summary["status"] == "done" else 1
+            return summary
+        finally:
+            tracker.finish(summary, exit_code)
+
+    def steps(self, tracker: Tracker, progress: Progress) -> str:
+        """Run the steps that are left; returns why the run diverged, or an empty string."""
+        state, plan, trainer = self.state, self.plan, self.config.trainer
+        last_saved = time.monotonic()
+        since_row, tokens_then = time.perf_counter(), state.sequences
+        with open(self.run.metrics_path, "a") as metrics:
+            while state.step < plan["steps"]:
+                lr, norm = self.step()
+                due = state.step in self.eval_steps or state.step == plan["steps"]
+                if due or state.step % trainer.log_every == 0:
+                    wait(self.device)
+                    seconds = time.perf_counter() - since_row
+                    state.train_seconds += seconds
+                    rate = (state.sequences - tokens_then) * plan["sequence_length"] / seconds
+                    row = self.row(lr, norm, rate)
+                    if not math.isfinite(row["train/loss"]):
+                        return f"the training loss is {row['train/loss']} at step {state.step}"
+                    if due:
+                        row |= self.evaluate()
+                        if not math.isfinite(row["val/loss"]):
+                            return f"the held-out loss is {row['val/loss']} at step {state.step}"
+                    metrics.write(json.dumps(row) + "\n")
+                    metrics.flush()
+                    tracker.log(row)
+                    progress.show(row)
+                    since_row, tokens_then = time.perf_counter(), state.sequences
+                finished = state.step == plan["steps"]
+                if finished or self.stop.signal or time.monotonic() - last_saved > trainer.checkpoint_minutes * 60:
+                    os.fsync(metrics.fileno())
+                    self.save()
+                    last_saved = time.monotonic()
+                if self.stop.signal and not finished:
+                    raise Interrupted(
+                        f"{self.run.path} was stopped at step {state.step} of {plan['steps']}",
+                        "its state is saved; the same command goes on from there",
+                    )
+        return ""
+
+    # ---- one step ------------------------------------------------------------------------------------------
+
+    def step(self) -> tuple[float, torch.Tensor]:
+        """One optimizer step on the next batch; returns its rate and the gradient norm, still on the device."""
+        state, plan = self.state, self.plan
+        last = state.step == plan["steps"] - 1
+        batch_size = plan["last_batch_size"] if last else plan["batch_size"]
+        batch = self.batch(state.sequences, state.sequences + batch_size)
+        for chunk in batch.split(self.micro):
+            with autocast(self.device, self.precision):
+                output = self.forward(chunk[:, :-1])
+            loss = language_loss(output, chunk[:, 1:])
+            weight = len(chunk) / batch_size
+            ((loss + predictor_loss(output)) * weight).backward()
+            self.loss_sum += loss.detach() * weight
+        norm = clip_gradients(self.model, self.config.optim.grad_clip)
+        lr = lr_at(
+            state.step, plan["steps"], plan["warmup_steps"], plan["lr"], self.config.schedule.final_lr
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.sequences += batch_size
+        state.loss_steps += 1
+        return lr, norm
+
+    def batch(self, begin: int, end: int) -> torch.Tensor:
+        """Sequences ``begin`` to ``end`` of the order that the seed fixes, (end - begin, T + 1)."""
+        batch = torch.from_numpy(np.ascontiguousarray(self.corpus.batch(self.config.seed, begin, end)))
+        if self.device.type == "cuda":
+            batch = batch.pin_memory()
+        return batch.to(self.device, non_blocking=True)
+
+    # ---- what is written down ------------------------------------------------------------------------------
+
+    def row(self, lr: float, norm: torch.Tensor, tokens_per_s: float) -> dict[str, Any]:
+        """One line of metrics; the loss is the mean over the steps since the line before."""
+        state, plan = self.state, self.plan
+        loss = self.loss_sum.item() / state.loss_steps
+        self.loss_sum.zero_()
+        state.loss_steps = 0
+        flops_per_token = plan["training_flops_per_sequence"] / plan["sequence_length"]
+        return {
+            "step": state.step,
+            "tokens": state.sequences * plan["sequence_length"],
+            "flops": state.sequences * plan["training_flops_per_sequence"],
+            "train/loss": loss,
+            "train/bits_per_byte": loss / math.log(2) / self.corpus.manifest["train_bytes_per_token"],
+            "train/lr": lr,
+            "train/grad_norm": norm.item(),
+            "perf/tokens_per_s": tokens_per_s,
+            "perf/mfu": tokens_per_s * flops_per_token / self.limit,
+        }
+
+    def evaluate(self) -> dict[str, float]:
+        begin = time.perf_counter()
+        self.model.eval()
+        row = evaluate(
+            self.model, self.held_out, self.device, self.precision,
+            self.corpus.manifest["validation_bytes_per_token"], self.config.model.routed_layers(),
+        )
+        self.model.train()
+        self.state.eval_seconds += time.perf_counter() - begin
+        return row
+
+    def save(self) -> None:
+        self.state.loss_sum = self.loss_sum.item()
+        checkpoint.save(
+            self.run.checkpoints, self.model, self.optimizer, dict(vars(self.state)),
+            self.config.trainer.keep_checkpoints,
+        )
+
+    def result(self, diverged: str) -> dict[str, Any]:
+        """What was consumed, counted step by step, and what was reached."""
+        state, plan = self.state, self.plan
+        rows = self.run.metrics()
+        last = rows[-1] if rows and not diverged else {}
+        result = {
+            "status": "diverged" if diverged else "done",
+            "error": diverged,
+            "loss": last.get("val/loss"),
+            "loss_topk": last.get("val/loss_topk"),
+            "bits_per_byte": last.get("val/bits_per_byte"),
+            "train_loss": last.get("train/loss"),
+            "steps": state.step,
+            "sequences": state.sequences,
+            "tokens": state.sequences * plan["sequence_length"],
+            "flops_consumed": state.sequences * plan["training_flops_per_sequence"],
+            "flops_planned": plan["flops"],
+            "validation": {k.removeprefix("val/"): v for k, v in last.items() if k.startswith("val/")},
+            "train_seconds": state.train_seconds,
+            "eval_seconds": state.eval_seconds,
+            "precision": self.precision,
+            "provenance": provenance(describe(self.device)),
+        }
+        capacities = {k: v for k, v in last.items() if k.startswith("val/capacity.layer")}
+        if capacities:
+            result["flops_per_token_causal"] = realised_forward(
+                self.config.model, self.config.data, list(capacities.values()), plan["convention"]
+            )
+        return result
+
+    def info(self) -> RunInfo:
+        return RunInfo(
+            run_dir=self.run.path,
+            run_id=f"{self.config.study}-{self.run.name}-{self.promise['identity']}",
+            name=self.run.name,
+            study=self.config.study,
+            arm=self.plan["arm"],
+            config={**config_tree(self.config), "plan": self.plan},
+        )
+
+
+def corpus_of(config: Config, promise: dict[str, Any]) -> Corpus:
+    """The tokens that the plan was made on; other text is refused."""
+    plan = promise["plan"]
+    return open_corpus(
+        config.data, promise["data"]["content_hash"], *needed_tokens(plan["sequences"], config)
+    )
+
+
+def needed_tokens(sequences: int, config: Config) -> tuple[int, int]:
+    """Training and validation tokens that ``sequences`` steps through the data and the fixed set ask for."""
+    T = config.data.sequence_length
+    return sequences * T + 1, config.trainer.eval_sequences * T + 1
+
+
+def say(sentence: str) -> None:
+    print(f"modexp: {sentence}", file=sys.stderr, flush=True)

@@ -113,7 +113,7 @@ def test_two_sizes_are_no_parabola():
 
 @pytest.mark.parametrize(("noise", "kind"), [(0.004, "bounded"), (0.035, "two rays"), (0.2, "everything")])
 def test_fieller_set_is_where_the_slope_is_not_significant(noise: float, kind: str):
-    """Independent reading: refit by polyfit around each candidate u0; the slope there is a plain coefficient."""
+    """Independent: refit by polyfit around each candidate; the slope there is a plain coefficient."""
     x = np.geomspace(1.0, 16.0, 5)
     loss = 3.0 + 0.03 * np.log(x / 7.0) ** 2 + np.array([0.004, -0.006, 0.001, 0.005, -0.003])
     dof = 6
@@ -194,7 +194,7 @@ def test_bias_of_the_parabola_grows_with_the_grid(span: float, bias: float):
 
 @pytest.mark.parametrize("num_sizes", [5, 7])
 def test_intervals_cover_in_nine_of_ten_studies(num_sizes: int):
-    """300 studies, 3 budgets x 2 arms, +-4x grids, noise of 1 % of the loss. Refused curves are counted apart."""
+    """300 studies, 3 budgets x 2 arms, +-4x grids, noise of 1 % of the loss; refusals counted apart."""
     rng = np.random.default_rng(num_sizes)
     budgets = (6e18, 2e19, 1e20)
     truth = {budget: optimum(budget, CHINCHILLA) for budget in budgets}
@@ -302,7 +302,7 @@ def test_run_without_the_axis_is_left_out():
 
 
 def test_budgets_are_exact():
-    """1.5e19 and 2.4e19 have the same first digit after rounding in tools that bucket; here they are two curves."""
+    """Tools that bucket to one digit merge 1.5e19 and 2.4e19; here they are two curves."""
     fit = fit_study([*curve(budget=1.5e19), *curve(budget=2.4e19, floor=2.9)])
     assert [c.budget for c in fit.curves] == [1.5e19, 2.4e19]
     assert [c.num_runs for c in fit.curves] == [5, 5]
@@ -341,7 +341,7 @@ def refused(records: list[dict[str, Any]]) -> str:
 
 def test_fewer_than_five_sizes_are_refused_whatever_the_seeds():
     records = [*curve(sizes=4), *curve(sizes=4, seed=1)]
-    assert refused(records) == "4 distinct sizes, a fit needs 5"
+    assert refused(records) == "a fit needs 5 distinct sizes, got 4"
 
 
 def test_a_hill_is_refused():
@@ -441,7 +441,7 @@ def test_exponent_is_numpys_weighted_line(budgets: tuple[float, ...]):
 def test_one_budget_has_no_exponent():
     found = fit_study(curve()).exponents[0]
     assert found.exponent is None
-    assert found.refusal == "1 budgets with an optimum, an exponent needs 2"
+    assert found.refusal == "an exponent needs 2 budgets with an optimum, got 1"
 
 
 def test_optima_off_the_line_are_warned_of():
@@ -504,7 +504,7 @@ def test_json_keeps_every_digit_and_rows_name_every_curve():
     assert [(r["arm"], r["budget"]) for r in rows] == [("baseline", 6e18), ("baseline", 2e19), ("mod", 6e18)]
     assert rows[0]["x_low"] == first.optimum.x_low
     assert rows[2]["x"] is None
-    assert rows[2]["note"] == "0 distinct sizes, a fit needs 5"
+    assert rows[2]["note"] == "a fit needs 5 distinct sizes, got 0"
 
 
 def test_an_empty_study_fits_nothing():
@@ -546,7 +546,7 @@ def test_words():
 
 def test_fits_need_neither_torch_nor_pandas_nor_matplotlib():
     code = (
-        "import sys, modexp.analysis.isoflop, modexp.analysis.curves, modexp.plots.isoflop, modexp.plots.curves\n"
+        "import sys, modexp.analysis.isoflop, modexp.plots.isoflop, modexp.plots.curves\n"
         "print([m for m in ('torch', 'pandas', 'matplotlib', 'hydra') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,9 +13,9 @@ def default_window(steps: np.ndarray) -> int:
 
 
 def running_mean(steps: np.ndarray, values: np.ndarray, window: int) -> np.ndarray:
-    """Mean of the rows within ``window`` steps around each; steps (n,) ascending, values (n,) -> (n,).
+    """Mean of the rows within ``window`` steps around each; steps (n,) ascending, values and result (n,).
 
-    Centred, as a trailing mean would show each run later than it was. NaN where the window reaches past an end
+    Centred, as a trailing mean would show each run late. NaN where the window reaches past an end
     of the run: a mean over what is left would lift the last values of a falling curve, or let them flicker.
     """
     reach = window / 2

@@ -182,7 +182,7 @@ def _fit_curve(
 def _refusal(num_sizes: int, parabola: Parabola | None, noise: Noise) -> str:
     """Why this curve has no optimum that could be claimed; empty when it has."""
     if num_sizes < MIN_SIZES or parabola is None:
-        return f"{num_sizes} distinct sizes, a fit needs {MIN_SIZES}"
+        return f"a fit needs {MIN_SIZES} distinct sizes, got {num_sizes}"
     if parabola.curvature <= 0:
         return "curvature is not positive: the curve has no minimum"
     grid = f"{size_text(parabola.x_low)}-{size_text(parabola.x_high)}"
@@ -229,7 +229,7 @@ def _fit_exponent(arm: str, curves: list[CurveFit], noise: Noise) -> ExponentFit
     fitted = [(c.budget, c.parabola) for c in curves if c.optimum and c.parabola]
     budgets = tuple(budget for budget, _ in fitted)
     if len(fitted) < 2:
-        refusal = f"{len(fitted)} budgets with an optimum, an exponent needs 2"
+        refusal = f"an exponent needs 2 budgets with an optimum, got {len(fitted)}"
         return ExponentFit(arm, budgets, None, None, None, None, refusal, ())
     log_c = [math.log(budget) for budget in budgets]
     log_x = [math.log(p.vertex) for _, p in fitted]

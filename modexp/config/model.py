@@ -38,15 +38,15 @@ class ModelConfig:
             require(value is None or value >= 1, f"model.{key}", value, "is not a positive whole number")
         if self.d_model is not None and self.n_heads is not None:
             d, h = self.d_model, self.n_heads
-            near = [w for w in (d - d % h, d - d % h + h) if w > 0 and (w // h) % 2 == 0]
-            hint = "try " + " or ".join(f"model.d_model={w}" for w in near or [2 * h])
+            near = [w for w in (d - d % (2 * h), d - d % (2 * h) + 2 * h) if w > 0]
+            hint = "try " + " or ".join(f"model.d_model={w}" for w in near)
             require(d % h == 0, "model.d_model", d, f"is not a multiple of model.n_heads={h}", hint)
             require(
                 (d // h) % 2 == 0,
                 "model.d_model",
                 d,
                 f"gives heads of odd width {d // h}, which RoPE cannot rotate in pairs",
-                f"try model.d_model={2 * h * ((d // h + 1) // 2)}",
+                hint,
             )
 
     @property

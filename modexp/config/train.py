@@ -8,7 +8,7 @@ from typing import Any
 from modexp.config.base import one_of, require, unscientific
 
 LR_RULES = ("width", "step-law")
-BATCH_RULES = ("step-law",)
+BATCH_RULES = ("sqrt", "step-law")
 PRECISIONS = ("auto", "fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -18,7 +18,7 @@ class OptimConfig:
     """AdamW. ``lr`` and ``batch_size`` are a number or the name of a rule (modexp/plan/hyperparameters.py)."""
 
     kind: str = "adamw"
-    lr: float | str = "width"
+    lr: float | int | str = "width"
     batch_size: int | str = "step-law"  # sequences a step
     weight_decay: float = 0.1
     beta1: float = 0.9

@@ -156,7 +156,8 @@ def needed_tokens(config: DataConfig, train_tokens: int, validation_tokens: int)
     """Tokens to hold for a run: training in whole blocks of the shuffle, so that its order is final."""
     length = config.sequence_length
     block = order.block_sequences(length) * length
-    return {"train": -(-train_tokens // block) * block + 1, "validation": validation_tokens + 1}
+    num_blocks = max(1, -(-train_tokens // block))
+    return {"train": num_blocks * block + 1, "validation": max(length, validation_tokens) + 1}
 
 
 def check_size(config: DataConfig, store: Store) -> None:

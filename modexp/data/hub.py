@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class HubSource:
         if self.folder:
             self.identity["path"] = folder_hash(self.folder)
 
-    def read(self, start: int, scratch: Path) -> Iterator[tuple[bytes, bytes]]:
+    def read(self, start: int, scratch: Path) -> Generator[tuple[bytes, bytes], None, None]:
         config = self.config
         texts = text_rows(
             f"data.path={config.path}",

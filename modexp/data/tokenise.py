@@ -101,7 +101,7 @@ def tokenise(
     if not writers:
         return
     start = min(writer.position for writer in writers.values())
-    with contextlib.closing(source.read(start, scratch=store.folder)) as documents:  # type: ignore[type-var]
+    with contextlib.closing(source.read(start, scratch=store.folder)) as documents:
         for position, (digest, text) in enumerate(documents, start):
             split = split_of(digest, validation_share)
             writer = writers.get(split)

@@ -25,6 +25,8 @@ def lr_peak(optim: OptimConfig, width: int, params_non_embedding: int, tokens: f
 
 def batch_sequences(optim: OptimConfig, tokens: float, sequence_length: int) -> int:
     """Sequences a step. A whole number near the rule's, not a power of two: no jump in the middle of a curve."""
+    if optim.batch_size == "sqrt":
+        return max(1, round(tokens**0.5 / sequence_length))
     if optim.batch_size == "step-law":
         scale, of_tokens = STEP_LAW_BATCH
         return max(1, round(scale * tokens**of_tokens / sequence_length))

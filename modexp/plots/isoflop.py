@@ -75,7 +75,7 @@ def draw(
         from matplotlib.lines import Line2D
 
         top_k = {str(r["run"]): r["loss_topk"] for r in records if r.get("loss_topk") is not None}
-        key = _key(level, any(p.run in top_k for p in points))
+        key = _key(size_fit, any(p.run in top_k for p in points))
         foot = style.footer_height(max(len(budgets), len(key)), len(note.splitlines()))
         figure = style.new_figure(max(7.2, 1.55 * (len(arms) + 1)), 3.1 + foot)
         grid = figure.add_gridspec(2, 2, height_ratios=[3.1, foot])
@@ -210,15 +210,15 @@ def _note(
     return "\n".join(part for line in lines for part in textwrap.wrap(line, 140))
 
 
-def _key(level: float, with_top_k: bool) -> list[Any]:
-    """Legend entries for what every curve shares."""
+def _key(fit: StudyFit, with_top_k: bool) -> list[Any]:
+    """Legend entries for what the curves share, as far as it is drawn."""
     from matplotlib.lines import Line2D
 
     bar: dict[str, Any] = {"linewidth": 0.9, "marker": "|", "markersize": 5}
-    handles = [
-        Line2D([], [], color=style.GREY, **STAR, label="fitted optimum"),
-        Line2D([], [], color=style.GREY, **bar, label=f"its {level:.0%} interval"),
-    ]
+    handles = []
+    if any(curve.optimum for curve in fit.curves):
+        handles.append(Line2D([], [], color=style.GREY, **STAR, label="fitted optimum"))
+        handles.append(Line2D([], [], color=style.GREY, **bar, label=f"its {fit.level:.0%} interval"))
     if with_top_k:
         faint: dict[str, Any] = {"marker": "s", "markersize": 3, "linestyle": "none", "alpha": 0.4}
         handles.append(Line2D([], [], color=style.GREY, **faint, label="top-k (sees the future)"))

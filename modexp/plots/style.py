@@ -180,7 +180,7 @@ def size_axis(axes: Axes, low: float, high: float) -> None:
     from matplotlib.ticker import FixedLocator, NullFormatter
 
     axes.set_xscale("log")
-    pad = (high / low) ** 0.06 if high > low else 2.0
+    pad = max((high / low) ** 0.06, 1.1)  # wide enough that three digits tell the ticks apart
     axes.set_xlim(low / pad, high * pad)
     ticks = size_ticks(low / pad, high * pad)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
@@ -189,7 +189,12 @@ def size_axis(axes: Axes, low: float, high: float) -> None:
 
 
 def size_ticks(low: float, high: float) -> list[float]:
-    """Round sizes within low .. high: the finest steps a decade that leave room for their labels."""
+    """Round sizes within low .. high: the finest steps that leave room for their labels."""
+    from matplotlib.ticker import MaxNLocator
+
+    if high < 3 * low:  # less than half a decade: evenly spaced
+        even = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
+        return [float(tick) for tick in even if low <= tick <= high]
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for heads in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
         ticks = [head * 10.0**decade for decade in decades for head in heads]

@@ -1,0 +1,137 @@
+"""The ledger against PyTorch's counter, to the last FLOP, and against the parameters of the model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from modexp.config.data import DataConfig
+from modexp.config.model import GATES, BaselineConfig, ModelConfig, MoDConfig
+from modexp.flops.transformer import dense_twin, ledger, realised_forward
+from modexp.models.build import BLOCKS, build
+from modexp.models.loss import language_loss, predictor_loss
+from modexp.models.transformer import Transformer
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> dict[str, object]:
+    heads = draw(st.integers(1, 4))
+    return {
+        "n_layers": draw(st.integers(1, 5)),
+        "n_heads": heads,
+        "d_model": 2 * heads * draw(st.integers(1, 12)),
+        "mlp": draw(st.sampled_from(["gelu", "swiglu"])),
+        "mlp_ratio": draw(st.sampled_from([8 / 3, 4.0])),
+        "tie_embeddings": draw(st.booleans()),
+    }
+
+
+@st.composite
+def models(draw: st.DrawFn) -> ModelConfig:
+    shape = draw(shapes())
+    if draw(st.booleans()):
+        return BaselineConfig(**shape)  # type: ignore[arg-type]
+    return MoDConfig(
+        **shape,  # type: ignore[arg-type]
+        capacity=draw(st.sampled_from([0.01, 0.125, 0.5, 0.95, 1.0])),
+        every=draw(st.integers(1, shape["n_layers"])),  # type: ignore[arg-type]
+        gate=draw(st.sampled_from(GATES)),
+        predictor_hidden=draw(st.integers(1, 40)),
+    )
+
+
+def counted(model: ModelConfig, data: DataConfig, batch: int) -> tuple[int, int, int]:
+    """(forward FLOPs, backward FLOPs, parameters) as PyTorch counts them on the meta device."""
+    T = data.sequence_length
+    with torch.device("meta"):
+        network = Transformer(model, BLOCKS[model.kind](model), data.vocab_size, T)
+        tokens = torch.zeros(batch, T, dtype=torch.long)
+    with FlopCounterMode(display=False) as forward:
+        output = network(tokens)
+    with FlopCounterMode(display=False) as backward:
+        (language_loss(output, tokens) + predictor_loss(output)).backward()
+    parameters = sum(p.numel() for p in network.parameters())
+    return forward.get_total_flops(), backward.get_total_flops(), parameters
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(model=models(), T=st.integers(2, 70), vocab=st.integers(2, 300), batch=st.integers(1, 3))
+def test_ledger_is_what_pytorch_counts(model: ModelConfig, T: int, vocab: int, batch: int) -> None:
+    data = DataConfig(tokenizer="other", vocab_size=vocab, sequence_length=T)
+    books = ledger(model, data)
+    forward, backward, parameters = counted(model, data, batch)
+    assert batch * books.forward() == forward
+    assert batch * books.backward() == backward
+    assert batch * books.training() == forward + backward
+    assert books.params_total == parameters
+
+
+def test_ledger_on_cpu_with_the_math_attention() -> None:
+    """The same numbers where tensors are real, so that meta kernels hide nothing."""
+    model = MoDConfig(n_layers=4, d_model=32, n_heads=2)
+    data = DataConfig(sequence_length=64)
+    network = build(model, data, seed=0)
+    tokens = torch.randint(256, (2, 64))
+    with (
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
+        output = network(tokens)
+        (language_loss(output, tokens) + predictor_loss(output)).backward()
+    assert counter.get_total_flops() == 2 * ledger(model, data).training()
+
+
+def test_routed_blocks_cost_what_the_paper_says() -> None:
+    """Sec. 3.2: at half capacity the attention square costs a quarter, at an eighth one sixty-fourth."""
+    data = DataConfig(sequence_length=256)
+    shape = {"n_layers": 1, "d_model": 64, "n_heads": 2}
+    dense = ledger(BaselineConfig(**shape), data).forward(term="attention.scores")
+    for capacity, share in ((0.5, 4), (0.125, 64)):
+        routed = ledger(MoDConfig(**shape, every=1, capacity=capacity), data)
+        assert routed.forward(term="attention.scores") * share == dense
+
+
+def test_causal_convention_halves_the_square_and_nothing_else() -> None:
+    data = DataConfig(sequence_length=100)
+    books = ledger(BaselineConfig(n_layers=3, d_model=32, n_heads=2), data)
+    for name in ("scores", "values"):
+        full = books.forward("matmul", f"attention.{name}")
+        assert books.forward("causal", f"attention.{name}") * 200 == full * 101
+    assert books.forward("causal", "mlp") == books.forward("matmul", "mlp")
+
+
+def test_terms_left_out_of_the_sum_are_kept() -> None:
+    books = ledger(BaselineConfig(n_layers=2, d_model=32, n_heads=2), DataConfig())
+    kept = {term.name for term in books.terms if not term.is_matmul}
+    assert kept == {"attention.softmax", "elementwise", "embedding.lookup"}
+    assert books.forward(term="embedding") == 0
+
+
+def test_parameters_four_ways() -> None:
+    model = MoDConfig(n_layers=4, d_model=32, n_heads=2, capacity=0.25)
+    data = DataConfig(sequence_length=64)
+    books, twin = ledger(model, data), ledger(dense_twin(model), data)
+    embedding_and_head = 2 * 256 * 32
+    assert books.params_total - books.params_non_embedding == embedding_and_head
+    block = 12 * 32 * 32 + 2 * 32
+    routing = books.params_total - twin.params_total
+    assert books.params_active == twin.params_total + routing - 2 * block * 3 // 4
+
+
+def test_realised_forward_meets_the_plan_at_the_planned_capacity() -> None:
+    model = MoDConfig(n_layers=4, d_model=32, n_heads=2, capacity=0.25)
+    data = DataConfig(sequence_length=64)
+    planned = ledger(model, data).forward() / 64
+    assert realised_forward(model, data, [0.25, 0.25], "matmul") == planned
+    assert realised_forward(model, data, [0.5, 0.25], "matmul") > planned
+
+
+@pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
+def test_dense_twin_has_the_same_shape(mlp: str) -> None:
+    model = MoDConfig(n_layers=4, d_model=32, n_heads=2, mlp=mlp, tie_embeddings=True)
+    twin = dense_twin(model)
+    assert twin.kind == "baseline"
+    assert (twin.shape, twin.mlp, twin.tie_embeddings) == (model.shape, mlp, True)

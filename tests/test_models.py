@@ -1,0 +1,273 @@
+"""Mixture-of-Depths against the baseline and against a slow reference that shares no code with it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modexp.config.data import DataConfig
+from modexp.config.model import BaselineConfig, ModelConfig, MoDConfig
+from modexp.models.build import build
+from modexp.models.loss import language_loss, predictor_loss
+from modexp.models.mod import MoDBlock, pack, top_k
+from modexp.models.transformer import Rope, Transformer, rope_table
+
+SHAPE = {"n_layers": 4, "d_model": 32, "n_heads": 4}
+DATA = DataConfig(vocab_size=256, sequence_length=48)
+
+
+def tokens(batch: int = 3, length: int = 48, seed: int = 0) -> Tensor:
+    return torch.randint(256, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def lively(config: ModelConfig, seed: int = 0) -> Transformer:
+    """A model whose routers differ between tokens and whose head is not near zero."""
+    model = build(config, DATA, seed)
+    with torch.no_grad():
+        model.head.weight.mul_(10)
+        for name, parameter in model.named_parameters():
+            if "predictor" in name or "router" in name:
+                parameter.normal_(0, 0.5, generator=torch.Generator().manual_seed(7))
+    return model
+
+
+# ---- a reference: every token computed, masks for those not routed, loops over rows and heads -------------------
+
+
+def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
+    return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6) * gain
+
+
+def rotated(x: Tensor, theta: float) -> Tensor:
+    """(T, P2) with the true position of every row, as complex numbers."""
+    T, width = x.shape
+    angle = torch.arange(T)[:, None] * theta ** (-torch.arange(0, width, 2) / width)
+    turned = torch.complex(x[:, : width // 2], x[:, width // 2 :]) * torch.polar(torch.ones_like(angle), angle)
+    return torch.cat((turned.real, turned.imag), dim=-1)
+
+
+def masked_delta(block: MoDBlock, x: Tensor, member: Tensor, theta: float) -> Tensor:
+    """f of one row (T, D) in which only the tokens marked in ``member`` (T,) exist; the others' rows mean nothing."""
+    T, D = x.shape
+    heads = block.attention.heads
+    q, k, v = (rms_norm(x, block.attention_norm.weight) @ block.attention.qkv.weight.T).split(D, dim=-1)
+    outputs = []
+    for h in range(heads):
+        columns = slice(h * D // heads, (h + 1) * D // heads)
+        scores = rotated(q[:, columns], theta) @ rotated(k[:, columns], theta).T / math.sqrt(D // heads)
+        visible = torch.tril(torch.ones(T, T, dtype=torch.bool)) & member[None, :]
+        scores = scores.masked_fill(~visible, -1e30)
+        outputs.append(scores.softmax(-1) @ v[:, columns])
+    attended = torch.cat(outputs, -1) @ block.attention.out.weight.T
+    inner = rms_norm(x + attended, block.mlp_norm.weight) @ block.mlp.inner.weight.T
+    return attended + F.gelu(inner) @ block.mlp.out.weight.T
+
+
+def reference(model: Transformer, config: MoDConfig, ids: Tensor, causal: bool) -> Tensor:
+    gates = {"raw": lambda r: r, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "none": torch.ones_like}
+    rows = []
+    for row in ids:
+        x = model.embedding.weight[row]
+        T = len(row)
+        for layer, block in enumerate(model.blocks):
+            member, gate = torch.ones(T, dtype=torch.bool), torch.ones(T)
+            if layer in config.routed_layers():
+                r = x @ block.router.weight[0]
+                if causal:
+                    member = block.predictor(x) > 0
+                else:
+                    k = config.routed_tokens(T)
+                    best = sorted(range(T), key=lambda i: -r[i].item())[:k]
+                    member = torch.zeros(T, dtype=torch.bool)
+                    member[best] = True
+                gate = gates[config.gate](r) * member
+            x = x + gate[:, None] * masked_delta(block, x, member, config.rope_theta)
+        rows.append(rms_norm(x, model.norm.weight) @ model.head.weight.T)
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("gate", ["raw", "sigmoid", "tanh", "none"])
+@pytest.mark.parametrize(("capacity", "every"), [(0.125, 2), (0.5, 1)])
+def test_mod_equals_the_masked_dense_reference(capacity: float, every: int, gate: str, causal: bool) -> None:
+    config = MoDConfig(**SHAPE, capacity=capacity, every=every, gate=gate)
+    model, ids = lively(config), tokens()
+    found, wanted = model(ids, causal=causal).logits, reference(model, config, ids, causal)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    weight = torch.randn(found.shape, generator=torch.Generator().manual_seed(1)) / found.numel() ** 0.5
+    parameters = [p for n, p in model.named_parameters() if "predictor" not in n]
+    gradients = torch.autograd.grad((found * weight).sum(), parameters, allow_unused=True, retain_graph=True)
+    expected = torch.autograd.grad((wanted * weight).sum(), parameters, allow_unused=True)
+    for one, other in zip(gradients, expected, strict=True):
+        if one is None or other is None:
+            assert gate == "none", "only a router whose weights scale nothing has no gradient"
+            continue
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_full_capacity_without_gate_is_the_baseline() -> None:
+    baseline = build(BaselineConfig(**SHAPE), DATA, seed=3)
+    mod = build(MoDConfig(**SHAPE, capacity=1.0, gate="none"), DATA, seed=3)
+    ids = tokens()
+    one, other = baseline(ids), mod(ids)
+    assert (one.logits - other.logits).abs().max() <= 1e-6
+    language_loss(one, ids).backward()
+    language_loss(other, ids).backward()
+    theirs = dict(mod.named_parameters())
+    for name, parameter in baseline.named_parameters():
+        assert (parameter.grad - theirs[name].grad).abs().max() <= 1e-6, name
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("gate", ["raw", "sigmoid", "none"])
+def test_a_block_that_adds_nothing_leaves_every_token_exactly_unchanged(gate: str, causal: bool) -> None:
+    block = MoDBlock(MoDConfig(**SHAPE, every=1, gate=gate))
+    with torch.no_grad():
+        block.attention.out.weight.zero_()
+        block.mlp.out.weight.zero_()
+    x = torch.randn(2, 48, 32)
+    after, _ = block(x, Rope(*rope_table(48, 8, 1e4)), causal)
+    assert torch.equal(after, x), "the block's own residual was counted too"
+
+
+def test_bypassing_tokens_are_exactly_unchanged() -> None:
+    block = lively(MoDConfig(**SHAPE)).blocks[1]
+    x = torch.randn(2, 48, 32)
+    after, routing = block(x, Rope(*rope_table(48, 8, 1e4)), False)
+    assert torch.equal(after[~routing.taken], x[~routing.taken])
+    assert not torch.isclose(after[routing.taken], x[routing.taken]).all(dim=-1).any()
+    assert routing.taken.sum(-1).tolist() == [6, 6]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_rows_never_touch_each_other(causal: bool) -> None:
+    model = lively(MoDConfig(**SHAPE))
+    ids = tokens(4)
+    changed = ids.clone()
+    changed[2] = tokens(1, seed=9)[0]
+    one, other = model(ids, causal=causal).logits, model(changed, causal=causal).logits
+    for row in (0, 1, 3):
+        torch.testing.assert_close(one[row], other[row], rtol=0, atol=1e-6)
+    assert not torch.allclose(one[2], other[2])
+
+
+def test_one_row_alone_is_the_same_row_in_a_batch() -> None:
+    model, ids = lively(MoDConfig(**SHAPE)), tokens(4)
+    together = model(ids, causal=True).logits
+    for row in range(4):
+        alone = model(ids[row : row + 1], causal=True).logits[0]
+        torch.testing.assert_close(alone, together[row], rtol=1e-5, atol=1e-5)
+
+
+def test_no_future_token_reaches_an_earlier_one_at_fixed_routing() -> None:
+    block = lively(MoDConfig(**SHAPE)).blocks[1]
+    rope = Rope(*rope_table(48, 8, 1e4))
+    x = torch.randn(1, 48, 32, requires_grad=True)
+    index = torch.tensor([[0, 3, 11, 12, 30, 47]])
+    out = block.route(x, rope, index, torch.ones(1, 6))
+    for position in (11, 12, 29, 46):
+        (grad,) = torch.autograd.grad(out[0, position].sum(), x, retain_graph=True)
+        assert grad[0, position + 1 :].abs().max() == 0
+        assert grad[0, position].abs().max() > 0
+
+
+@pytest.mark.parametrize("config", [BaselineConfig(**SHAPE), MoDConfig(**SHAPE)])
+def test_causal_decisions_make_the_whole_model_causal(config: ModelConfig) -> None:
+    model, ids = lively(config), tokens(2)
+    before = model(ids, causal=True).logits
+    for position in (1, 20, 47):
+        changed = ids.clone()
+        changed[:, position] = (changed[:, position] + 1) % 256
+        after = model(changed, causal=True).logits
+        torch.testing.assert_close(after[:, :position], before[:, :position], rtol=0, atol=1e-6)
+
+
+def test_top_k_does_see_the_future() -> None:
+    """The reason for the causal router: were this to fail, the two losses would not differ at all."""
+    model, ids = lively(MoDConfig(**SHAPE, capacity=0.125)), tokens(8)
+    before = model(ids).logits
+    changed = ids.clone()
+    changed[:, 40:] = tokens(8, 8, seed=5)
+    assert not torch.allclose(model(changed).logits[:, :40], before[:, :40], atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("causal", [False, True])
+def test_short_sequences_route_at_least_one_token(length: int, causal: bool) -> None:
+    config = MoDConfig(**SHAPE, capacity=0.125)
+    assert config.routed_tokens(length) == 1
+    output = lively(config)(tokens(2, length), causal=causal)
+    assert output.logits.shape == (2, length, 256)
+    assert all((routing.topk.sum(-1) == 1).all() for routing in output.routings)
+
+
+def test_top_k_takes_exactly_k_in_order_even_when_all_weights_tie() -> None:
+    assert top_k(torch.zeros(2, 10), 4).shape == (2, 4)
+    index = top_k(torch.tensor([[0.1, 3.0, 2.0, 5.0, -1.0]]), 3)
+    assert index.tolist() == [[1, 2, 3]]
+
+
+def test_pack_keeps_order_and_marks_the_filling() -> None:
+    taken = torch.tensor([[0, 1, 0, 1, 1], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
+    index, filled = pack(taken)
+    assert index[0].tolist() == [1, 3, 4]
+    assert index[1, 0] == 0
+    assert filled.tolist() == [[True] * 3, [True, False, False], [False] * 3]
+
+
+def test_predictor_leaves_the_language_model_alone() -> None:
+    model, ids = build(MoDConfig(**SHAPE), DATA, 0), tokens()
+    output = model(ids)
+    predictor_loss(output).backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == (".predictor." in name), name
+
+
+def test_router_learns_through_the_gate_of_chosen_tokens_only() -> None:
+    block = lively(MoDConfig(**SHAPE)).blocks[1]
+    x = torch.randn(1, 48, 32)
+    after, routing = block(x, Rope(*rope_table(48, 8, 1e4)), False)
+    weight = block.router.weight
+    (bypassed,) = torch.autograd.grad(after[~routing.taken].square().sum(), weight, retain_graph=True)
+    (chosen,) = torch.autograd.grad(after[routing.taken].square().sum(), weight)
+    assert bypassed.abs().max() == 0
+    assert chosen.abs().max() > 0
+
+
+def test_shared_tensors_start_equal_whatever_else_a_model_holds() -> None:
+    baseline = dict(build(BaselineConfig(**SHAPE), DATA, 5).named_parameters())
+    mod = dict(build(MoDConfig(**SHAPE), DATA, 5).named_parameters())
+    assert baseline.keys() < mod.keys()
+    assert all(torch.equal(tensor, mod[name]) for name, tensor in baseline.items())
+    other = dict(build(BaselineConfig(**SHAPE), DATA, 6).named_parameters())
+    assert not torch.equal(baseline["head.weight"], other["head.weight"])
+
+
+def test_rope_uses_true_positions() -> None:
+    """Scores depend on the distance between true positions, so a shift of all of them changes nothing."""
+    rope = Rope(*rope_table(64, 8, 1e4))
+    q, k = torch.randn(2, 1, 1, 3, 8)
+    index = torch.tensor([[2, 9, 30]])
+
+    def scores(positions: Tensor) -> Tensor:
+        at = rope.at(positions)
+        return at.rotate(q) @ at.rotate(k).mT
+
+    torch.testing.assert_close(scores(index), scores(index + 17), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(scores(index), scores(torch.arange(3)[None]), atol=1e-3)
+
+
+def test_tied_head_shares_its_matrix() -> None:
+    model = build(replace(BaselineConfig(**SHAPE), tie_embeddings=True), DATA, 0)
+    assert model.head.weight is model.embedding.weight
+
+
+@pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
+def test_loss_starts_near_that_of_a_uniform_guess(mlp: str) -> None:
+    model, ids = build(MoDConfig(**SHAPE, mlp=mlp), DATA, 0), tokens(8)
+    assert language_loss(model(ids), tokens(8, seed=1)).item() == pytest.approx(math.log(256), abs=0.1)

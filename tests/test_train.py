@@ -1,0 +1,292 @@
+"""Training: budgets spent to the FLOP, runs that die and go on with the same bits, results that are told."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import modexp
+from modexp.cli.compose import configuration
+from modexp.cli.train import with_text
+from modexp.config.root import Config
+from modexp.errors import Interrupted, UserError
+from modexp.plan.run import plan_run, resolve_shape
+from modexp.runs import RunDir, create
+from modexp.train import checkpoint
+from modexp.train.loop import Stop, Training, train
+from modexp.train.schedule import lr_at
+
+MOD = ["model=mod", "model.n_layers=4", "model.d_model=32", "model.n_heads=2", "optim.batch_size=4"]
+
+
+def planned(path: Path, overrides: list[str]) -> RunDir:
+    """A run directory ready to train, as the command line writes it."""
+    config = resolve_shape(configuration(overrides))
+    config = replace(config, trainer=replace(config.trainer, precision="fp32"))
+    config, manifest = with_text(config, plan_run(config).sequences)
+    run = RunDir(path)
+    create(run, config, plan_run(config), manifest)
+    return run
+
+
+TIMINGS = ("perf/tokens_per_s", "perf/mfu")
+
+
+def rows(run: RunDir) -> list[dict[str, Any]]:
+    """Metrics without what a clock measured."""
+    return [{k: v for k, v in row.items() if k not in TIMINGS} for row in run.metrics()]
+
+
+def weights(run: RunDir) -> dict[str, torch.Tensor]:
+    return checkpoint.read(checkpoint.saved(run.checkpoints)[-1])[0]
+
+
+def same_outcome(one: RunDir, other: RunDir) -> None:
+    """Bit-identical losses, metrics and weights."""
+    mine, theirs = one.result(), other.result()
+    assert mine is not None
+    assert theirs is not None
+    for key in ("loss", "loss_topk", "train_loss", "flops_consumed", "steps", "sequences"):
+        assert mine[key] == theirs[key], key
+    assert rows(one) == rows(other)
+    left, right = weights(one), weights(other)
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_consumes_what_was_planned(tmp_path: Path, tiny: list[str]) -> None:
+    run = planned(tmp_path / "r", [*tiny, *MOD, "budget=2e10"])
+    result, plan = train(run.path), run.plan()["plan"]
+    assert result["flops_consumed"] == result["flops_planned"] == plan["flops"]
+    assert abs(result["flops_consumed"] / 2e10 - 1) <= 1 / plan["steps"]
+    assert [row["step"] for row in run.metrics()][-1] == plan["steps"] == result["steps"]
+    assert result["tokens"] == plan["tokens"] == run.metrics()[-1]["tokens"]
+    assert result["loss"] < 5.0 < math.log(256), "real text was learned"
+    assert result["loss"] != result["loss_topk"]
+    found = result["validation"]
+    assert 0 < found["predictor_precision"] <= 1
+    assert 0 < found["predictor_recall"] <= 1
+    assert found["capacity"] == pytest.approx((found["capacity.layer1"] + found["capacity.layer3"]) / 2)
+    again = json.dumps(run.result())
+    assert json.dumps(train(run.path)) == again, "a finished run is only read"
+
+
+class StopAt(Stop):
+    """The signal that a scheduler sends, at a step of our choice."""
+
+    def __init__(self, training_step: int) -> None:
+        super().__init__()
+        self.at, self.asked = training_step, 0
+
+    @property
+    def signal(self) -> int:
+        self.asked += 1
+        return signal.SIGTERM if self.asked >= self.at else 0
+
+    @signal.setter
+    def signal(self, value: int) -> None:
+        pass
+
+
+def test_stopped_run_goes_on_with_the_same_bits(tmp_path: Path, tiny: list[str]) -> None:
+    overrides = [*tiny, *MOD, "budget=2e10", "trainer.log_every=7"]
+    straight, stopped = planned(tmp_path / "a", overrides), planned(tmp_path / "b", overrides)
+    train(straight.path)
+    for at in (5, 40):
+        with pytest.raises(Interrupted, match="its state is saved"):
+            Training(stopped, StopAt(at)).to_the_end()
+        assert stopped.result() is None
+    train(stopped.path)
+    same_outcome(straight, stopped)
+
+
+def kill_at_random(run: RunDir, seconds: float, rng: random.Random) -> bool:
+    """Train in a process of its own and kill it after a random while; whether it was finished by then."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "modexp", "train", "--run", str(run.path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        process.wait(rng.uniform(0.0, seconds))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+    _, complaint = process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), complaint.decode()
+    return run.result() is not None
+
+
+def killed_and_resumed(tmp_path: Path, overrides: list[str], kills: int) -> None:
+    straight, killed = planned(tmp_path / "a", overrides), planned(tmp_path / "b", overrides)
+    begin = time.monotonic()
+    subprocess.run([sys.executable, "-m", "modexp", "train", "--run", str(straight.path)], check=True,
+                   capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    whole = time.monotonic() - begin
+    rng, done = random.Random(0), 0
+    for _ in range(kills):
+        # a run that finished under the knife starts anew: every kill meets a living process
+        if kill_at_random(killed, min(whole, 6.0), rng):
+            same_outcome(straight, killed)
+            done += 1
+            killed = planned(tmp_path / f"b{done}", overrides)
+    train(killed.path)
+    same_outcome(straight, killed)
+    assert not list(killed.path.rglob(".step-*")), "a half-written checkpoint was left behind"
+
+
+def test_killed_run_goes_on_with_the_same_bits(tmp_path: Path, tiny: list[str]) -> None:
+    killed_and_resumed(tmp_path, [*tiny, *MOD, "budget=3e10", "trainer.checkpoint_minutes=0"], kills=2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_twenty_kills(tmp_path: Path, tiny: list[str]) -> None:
+    overrides = [*tiny, *MOD, "budget=1e11", "trainer.checkpoint_minutes=0.005"]
+    killed_and_resumed(tmp_path, overrides, kills=20)
+
+
+def test_damaged_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [*tiny, *MOD, "budget=2e10", "trainer.checkpoint_minutes=0", "trainer.keep_checkpoints=3"]
+    straight, damaged = planned(tmp_path / "a", overrides), planned(tmp_path / "b", overrides)
+    train(straight.path)
+    with pytest.raises(Interrupted):
+        Training(damaged, StopAt(20)).to_the_end()
+    newest = checkpoint.saved(damaged.checkpoints)[-1] / "model.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    train(damaged.path)
+    assert "is passed over: model.safetensors is damaged" in capsys.readouterr().err
+    same_outcome(straight, damaged)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path, tiny: list[str]) -> None:
+    """The micro-batch is not science: 4 at once, 3 + 1 and one at a time train alike to rounding."""
+    losses = []
+    for micro in (4, 3, 1):
+        run = planned(tmp_path / str(micro), [*tiny, *MOD, "budget=3e9", f"trainer.micro_batch={micro}"])
+        losses.append(train(run.path)["loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert losses[0] == pytest.approx(losses[2], abs=1e-4)
+
+
+def test_predictor_has_no_effect_on_the_language_model(tmp_path: Path, tiny: list[str]) -> None:
+    """Sec. 3.5: other predictors, the same top-k losses to the bit (clipping included)."""
+    runs = []
+    for hidden in (4, 64):
+        overrides = [*tiny, *MOD, "budget=3e9", f"model.predictor_hidden={hidden}", "trainer.log_every=1"]
+        overrides += ["optim.grad_clip=0.1"]
+        run = planned(tmp_path / str(hidden), overrides)
+        train(run.path)
+        runs.append([row["train/loss"] for row in run.metrics()])
+    steps = min(map(len, runs))
+    assert steps > 50
+    # the wider predictor costs FLOPs, so its run is shorter and its cosine differs from the second step on
+    assert runs[0][0] == runs[1][0]
+    assert runs[0][:20] == pytest.approx(runs[1][:20], abs=0.05)
+
+
+def test_diverged_run_stops_with_its_reason(tmp_path: Path, tiny: list[str]) -> None:
+    run = planned(tmp_path / "r", [*tiny, *MOD, "budget=2e10", "optim.lr=1e30", "schedule.warmup=0"])
+    result = train(run.path)
+    assert result["status"] == "diverged"
+    assert "loss is nan at step 10" in result["error"]
+    assert result["loss"] is None
+    assert run.state() == "diverged"
+
+
+def test_a_run_in_use_is_left_alone(tmp_path: Path, tiny: list[str]) -> None:
+    run = planned(tmp_path / "r", [*tiny, *MOD, "budget=3e9"])
+    with run.locked():
+        assert run.state() == "running"
+        with pytest.raises(UserError, match="trained by another process"):
+            train(run.path)
+    assert run.state() == "planned"
+
+
+def test_another_plan_in_the_directory_is_refused(tmp_path: Path, tiny: list[str]) -> None:
+    run = planned(tmp_path / "r", [*tiny, *MOD, "budget=3e9"])
+    before = {p.name: p.read_bytes() for p in run.path.iterdir() if p.is_file()}
+    with pytest.raises(UserError, match=r"model.capacity is 0.125 there and 0.5 here"):
+        planned(run.path, [*tiny, *MOD, "budget=3e9", "model.capacity=0.5"])
+    assert {p.name: p.read_bytes() for p in run.path.iterdir() if p.is_file()} == before
+
+
+def test_changed_text_is_refused(tmp_path: Path, tiny: list[str]) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for i in range(60):
+        (corpus / f"{i}.txt").write_text(f"document {i} " * 200)
+    words = [*tiny, f"data.paths=[{corpus}/*.txt]", *MOD, "budget=3e9"]
+    planned(tmp_path / "r", words)
+    (corpus / "0.txt").write_text("something else " * 200)
+    with pytest.raises(UserError, match="was planned on data with content hash"):
+        planned(tmp_path / "r", words)
+
+
+def test_failure_is_written_down(tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = planned(tmp_path / "r", [*tiny, *MOD, "budget=3e9"])
+
+    def broken(self: Training) -> Any:
+        raise ZeroDivisionError("no such thing")
+
+    monkeypatch.setattr(Training, "to_the_end", broken)
+    with pytest.raises(modexp.errors.RunFailed, match="ZeroDivisionError: no such thing"):  # type: ignore[attr-defined]
+        train(run.path)
+    assert run.state() == "failed"
+    assert "ZeroDivisionError" in run.error()
+    monkeypatch.undo()
+    assert train(run.path)["status"] == "done"
+    assert run.error() == ""
+
+
+def test_loads_from_python(tmp_path: Path, tiny: list[str]) -> None:
+    study = tmp_path / "study"
+    run = planned(study / "r", [*tiny, *MOD, "budget=3e9"])
+    result = train(run.path)
+    loaded = modexp.load(run.path)
+    assert isinstance(loaded.config, Config)
+    assert loaded.result == result
+    assert loaded.records[-1]["val/loss"] == result["loss"]
+    tokens = torch.randint(256, (2, 64))
+    assert loaded.model(tokens, causal=True).logits.shape == (2, 64, 256)
+    stored = weights(run)
+    assert all(torch.equal(p, stored[name]) for name, p in loaded.model.named_parameters())
+    frame = modexp.load_study(study)
+    assert frame.loc[0, "loss"] == result["loss"]
+    assert frame.loc[0, "status"] == "done"
+
+
+def test_cosine_ends_exactly_at_the_last_step() -> None:
+    rates = [lr_at(step, 1000, 50, 1.0, 0.1) for step in range(1000)]
+    assert rates[0] == 1 / 50
+    assert rates[49] == 1.0 == max(rates)
+    assert rates[-1] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(rates[50:], rates[51:], strict=False))
+    assert rates[50 + 949 // 2] == pytest.approx(0.55, abs=1e-3)
+    assert lr_at(0, 1, 0, 2.0, 0.1) == 2.0
+
+
+@pytest.mark.gpu
+def test_trains_on_a_gpu(tmp_path: Path, tiny: list[str]) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    overrides = [o for o in tiny if "threads" not in o]
+    run = planned(tmp_path / "r", [*overrides, *MOD, "budget=2e10", "trainer.device=cuda"])
+    assert train(run.path)["loss"] < 5.0
+
+

@@ -27,7 +27,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Some hundred small documents of real text: modules of the standard library."""
     folder = tmp_path_factory.mktemp("text")
     sources = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
@@ -37,11 +37,11 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tiny(text: Path) -> list[str]:
+def tiny(documents: Path) -> list[str]:
     """Overrides of a run that takes seconds: two or four layers, byte tokens, a few hundred thousand of them."""
     return [
         "data=files",
-        f"data.paths=[{text}/*.py]",
+        f"data.paths=[{documents}/*.py]",
         "data.sequence_length=64",
         "data.validation_share=0.1",
         "tracker=none",

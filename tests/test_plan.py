@@ -90,7 +90,7 @@ def test_targets_are_even_in_the_logarithm() -> None:
 
 def test_hyperparameters_follow_from_the_runs_own_numbers() -> None:
     config = Config(
-        model=BaselineConfig(), data=DataConfig(), budget=BudgetConfig(1e12), optim=OptimConfig(lr="step-law")
+        model=BaselineConfig(), data=DataConfig(), budget=BudgetConfig(1e12), optim=OptimConfig(lr="step-law", batch_size="step-law")
     )
     plans = [r.plan for r in plan_study({"a": lambda b: config}, [1e12], [0], GridConfig(points=5)).runs]
     assert len({p.batch_size for p in plans}) > 2
@@ -104,7 +104,7 @@ def test_rules_of_the_batch() -> None:
     assert batch_sequences(optim, 1e10, 2048) == round(0.58 * 1e10**0.571 / 2048)
     assert batch_sequences(optim, 1000, 2048) == 1
     assert batch_sequences(OptimConfig(batch_size=128), 1e10, 2048) == 128
-    assert batch_sequences(OptimConfig(batch_size="sqrt"), 1e10, 100) == 1000
+    assert batch_sequences(OptimConfig(batch_size="sqrt"), 1e10, 100) == 250
 
 
 def test_width_rule_halves_the_rate_when_the_width_doubles() -> None:

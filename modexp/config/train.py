@@ -19,7 +19,7 @@ class OptimConfig:
 
     kind: str = "adamw"
     lr: float | int | str = "width"
-    batch_size: int | str = "step-law"  # sequences a step
+    batch_size: int | str = "sqrt"  # sequences a step
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95

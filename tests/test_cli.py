@@ -1,0 +1,188 @@
+"""The command line as a person meets it: what works, and a sentence with the right exit code for what does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Cli = Callable[..., int]
+Captured = pytest.CaptureFixture[str]
+
+SMALL = ["model.n_layers=2", "model.d_model=16", "model.n_heads=2", "optim.batch_size=2", "budget=1e9"]
+
+
+def refused(cli: Cli, capsys: Captured, words: list[str], text: str, code: int = 2) -> str:
+    """One sentence on stderr and a next step at most, nothing on stdout, no traceback, the exit code."""
+    assert cli(*words) == code
+    captured = capsys.readouterr()
+    assert text in captured.err
+    complaint = captured.err[captured.err.index("modexp: error:") :].rstrip().splitlines()
+    assert len(complaint) <= 2
+    assert "Traceback" not in captured.err
+    return captured.out
+
+
+def test_help_names_every_command(modexp_cli: Cli, capsys: Captured) -> None:
+    assert modexp_cli("--help") == 0
+    out = capsys.readouterr().out
+    assert all(f"  {command}" in out for command in ("train", "plan", "sweep", "status", "fit", "plot"))
+    assert modexp_cli("--version") == 0
+    assert capsys.readouterr().out.startswith("modexp ")
+
+
+def test_no_command_is_a_usage_error(modexp_cli: Cli, capsys: Captured) -> None:
+    assert modexp_cli() == 2
+    assert "usage" in capsys.readouterr().out
+    assert modexp_cli("swep") == 2
+    assert "did you mean sweep?" in capsys.readouterr().err
+
+
+def test_plan_prints_the_papers_runs(modexp_cli: Cli, capsys: Captured) -> None:
+    assert modexp_cli("plan", "--budget", "6e18") == 0
+    out = capsys.readouterr().out
+    assert "baseline-225M-6e18-s0" in out
+    assert "mod-225M-6e18-s0" in out
+
+
+def test_plan_takes_flags_and_overrides_in_any_order(modexp_cli: Cli, capsys: Captured) -> None:
+    assert modexp_cli("plan", "seeds=[0,1]", "--json", "grid.points=5", "--budget", "1e12,2e12", "demo") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert len(plan["runs"]) == 2 * 2 * 2 * 5
+    assert {run["budget"] for run in plan["runs"]} == {1e12, 2e12}
+    assert not plan["dropped"]
+
+
+def test_dry_run_leaves_nothing(modexp_cli: Cli, tmp_path: Path) -> None:
+    assert modexp_cli("sweep", "--budget", "6e18", "--dry-run") == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_configuration_is_printed_through_hydra(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "modexp", "train", "--cfg", "job", "model=mod", "--budget", "6e18"],
+        capture_output=True, text=True, cwd=tmp_path, check=True,
+    )  # fmt: skip
+    assert "capacity: 0.125" in done.stdout
+    assert "flops: 6.0e+18" in done.stdout or "flops: 6.0e18" in done.stdout
+    assert not list(tmp_path.iterdir()), "Hydra left something behind"
+
+
+BAD_WORDS = [
+    (["train", "model.foo=1"], "model.foo is not a setting"),
+    (["train", "+model.foo=1"], "model.foo is not a setting"),
+    (["train", "+foo=1"], "foo is not a setting"),
+    (["train", "model.n_layers=two"], "model.n_layers"),
+    (["train", "model=nonsense"], "choose one of: baseline, mod"),
+    (["train", "model.n_layers=2", "model.d_model=250", "model.n_heads=4"], "try model.d_model=248"),
+    (["train", "model=mod", "model.capacity=0"], "model.capacity=0"),
+    (["train", "model=mod", "model.capacity=2"], "model.capacity=2"),
+    (["train", "--budget", "1"], "less than one sequence costs"),
+    (["train", "--budget", "lots"], "--budget lots is not a number"),
+    (["train", "--budget", "1e9,2e9"], "not one number"),
+    (["train", "size=17"], "size=17 has no rung"),
+    (["train", "size=1m", *SMALL], "both set the shape"),
+    (["train", "model.d_model=64"], "half given"),
+    (["train", "--run", "nowhere"], "holds no plan.json"),
+    (["train", "trainer.device=cuda"], "torch sees no CUDA device"),
+    (["plan", "nonsense"], "there is no sweep file nonsense"),
+    (["plan", "isoflop", "demo"], "one name too many"),
+    (["plan", "--budget=-3"], "--budget -3 is not a number of FLOPs"),
+    (["plan", "--budgets", "3"], "unrecognized arguments: --budgets"),
+    (["plan", "--budget", "0"], "not a number of FLOPs"),
+    (["plan", "--budget", "inf"], "not a number of FLOPs"),
+    (["plan", "seed=3"], "use seeds=[0,1]"),
+    (["plan", "seeds=[0,0]"], "names a seed twice"),
+    (["plan", "grid.span=0.5"], "grid.span=0.5 is below 1"),
+    (["plan", "grid.pionts=5"], "grid.points"),
+    (["plan", "model=mod"], "model is set by the sweep"),
+    (["plan", "budget.flops=1e18"], "--budget 6e18"),
+    (["plan", "modl.capacity=0.5"], "modl.capacity is not a setting"),
+    (["sweep", "--budget", "1", "demo"], "buy no run"),
+    (["status"], "there is no study under runs"),
+    (["status", "--study", "none"], "there is no study none"),
+    (["fit"], "there is no study under runs"),
+    (["plot", "isoflop"], "there is no study under runs"),
+    (["plot", "curves", "--study", "none"], "there is no study none"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "text"), BAD_WORDS, ids=[" ".join(words) for words, _ in BAD_WORDS])
+def test_bad_words_are_sentences(
+    words: list[str], text: str, modexp_cli: Cli, capsys: Captured, tmp_path: Path
+) -> None:
+    try:
+        refused(modexp_cli, capsys, words, text)
+    except SystemExit as stop:  # argparse's own complaint about a flag
+        assert stop.code == 2
+        assert text in capsys.readouterr().err
+    assert not list(tmp_path.iterdir()), "a refused request left something behind"
+
+
+def files_words(paths: str) -> list[str]:
+    return ["train", "data=files", f"data.paths=[{paths}]", "tracker=none", *SMALL]
+
+
+def test_empty_glob(modexp_cli: Cli, capsys: Captured) -> None:
+    refused(modexp_cli, capsys, files_words("nothing/*.txt"), "nothing/*.txt")
+
+
+def test_text_that_is_not_utf8(modexp_cli: Cli, capsys: Captured, tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes("ein Stück".encode("latin-1"))
+    refused(modexp_cli, capsys, files_words("latin.txt"), "latin.txt")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads and writes everything")
+def test_unreadable_file(modexp_cli: Cli, capsys: Captured, tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("x" * 1000)
+    (tmp_path / "secret.txt").chmod(0)
+    refused(modexp_cli, capsys, files_words("secret.txt"), "secret.txt")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads and writes everything")
+def test_read_only_directory(modexp_cli: Cli, capsys: Captured, tmp_path: Path, tiny: list[str]) -> None:
+    (tmp_path / "sealed").mkdir(mode=stat.S_IRUSR | stat.S_IXUSR)
+    refused(modexp_cli, capsys, ["train", *tiny, *SMALL, "runs_dir=sealed"], "cannot be written")
+
+
+def test_a_file_where_the_directory_should_be(
+    modexp_cli: Cli, capsys: Captured, tmp_path: Path, tiny: list[str]
+) -> None:
+    (tmp_path / "occupied").write_text("")
+    refused(modexp_cli, capsys, ["train", *tiny, *SMALL, "runs_dir=occupied"], "cannot be written")
+
+
+def test_another_plan_under_the_same_name(
+    modexp_cli: Cli, capsys: Captured, tmp_path: Path, tiny: list[str]
+) -> None:
+    words = ["train", *tiny, *SMALL, "name=mine"]
+    assert modexp_cli(*words) == 0
+    result = (tmp_path / "runs/train/mine/result.json").read_bytes()
+    refused(modexp_cli, capsys, [*words, "optim.beta2=0.5"], "optim.beta2 is 0.95 there and 0.5 here")
+    assert (tmp_path / "runs/train/mine/result.json").read_bytes() == result
+    capsys.readouterr()
+    assert modexp_cli(*words) == 0
+    assert "is finished; nothing to do" in capsys.readouterr().err
+
+
+def test_two_settings_two_directories(modexp_cli: Cli, tmp_path: Path, tiny: list[str]) -> None:
+    for rate in ("1e-3", "2e-3"):
+        assert modexp_cli("train", *tiny, *SMALL, f"optim.lr={rate}") == 0
+    assert len(list((tmp_path / "runs/train").glob("*/result.json"))) == 2
+
+
+def test_debug_shows_the_traceback(modexp_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEXP_DEBUG", "1")
+    with pytest.raises(Exception, match="there is no sweep file"):
+        modexp_cli("plan", "nonsense")
+
+
+def test_a_diverged_run_is_a_failure(modexp_cli: Cli, capsys: Captured, tiny: list[str]) -> None:
+    words = ["train", *tiny, *SMALL, "optim.lr=1e30", "schedule.warmup=0"]
+    refused(modexp_cli, capsys, words, "diverged: the training loss is nan", code=1)

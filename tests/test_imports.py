@@ -1,0 +1,76 @@
+"""Arrows between rooms point one way, and heavy libraries load late."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import modexp
+
+PACKAGE = Path(modexp.__file__).parent
+HEAVY = {"torch", "hydra", "pandas", "datasets", "wandb", "matplotlib", "tokenizers"}
+
+# room: what nothing in it may import, not even late
+NEVER = {
+    "config": {"torch", "hydra", "pandas", *("modexp." + r for r in ("plan", "models", "train", "sweep", "cli", "data"))},
+    "flops": {"torch", "hydra", "modexp.plan", "modexp.models", "modexp.train", "modexp.cli", "modexp.data"},
+    "plan": {"torch", "hydra", "modexp.models", "modexp.train", "modexp.sweep", "modexp.cli", "modexp.data"},
+    "models": {"hydra", "modexp.plan", "modexp.train", "modexp.data", "modexp.sweep", "modexp.cli", "modexp.analysis"},
+    "data": {"torch", "hydra", "modexp.models", "modexp.train", "modexp.sweep", "modexp.cli", "modexp.analysis"},
+    "train": {"hydra", "modexp.sweep", "modexp.cli", "modexp.analysis", "modexp.plots"},
+    "sweep": {"hydra", "modexp.cli", "modexp.analysis", "modexp.plots"},
+    "analysis": {"torch", "hydra", "pandas", "modexp.models", "modexp.train", "modexp.sweep", "modexp.cli", "modexp.plots"},
+    "plots": {"torch", "hydra", "modexp.models", "modexp.train", "modexp.sweep", "modexp.cli"},
+}  # fmt: skip
+
+
+def imported(file: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("room", NEVER)
+def test_arrows_point_one_way(room: str) -> None:
+    files = list((PACKAGE / room).rglob("*.py"))
+    assert files
+    for file in files:
+        # modexp.data.config-like names: modexp.config.data is config's, modexp.data is the room
+        reached = {n for n in imported(file) for bad in NEVER[room] if n == bad or n.startswith(bad + ".")}
+        assert not reached, f"{file.relative_to(PACKAGE)} imports {', '.join(sorted(reached))}"
+
+
+def loaded_by(code: str, cwd: Path) -> set[str]:
+    program = f"import sys\n{code}\nprint(' '.join(m for m in {sorted(HEAVY)} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=cwd, check=True)
+    return set(done.stdout.splitlines()[-1].split()) if done.stdout.strip() else set()
+
+
+@pytest.mark.parametrize(
+    ("words", "allowed"),
+    [
+        (["--help"], set()),
+        (["plan", "--budget", "6e18"], {"hydra"}),
+        (["plan", "--help"], set()),
+        (["train", "--cfg", "job"], {"hydra"}),
+        (["sweep", "--budget", "6e18", "--dry-run"], {"hydra"}),
+        (["status", "--runs-dir", "nowhere"], set()),
+        (["fit", "--runs-dir", "nowhere"], set()),
+        (["plot", "isoflop", "--runs-dir", "nowhere"], set()),
+    ],
+)
+def test_commands_load_only_what_they_need(words: list[str], allowed: set[str], tmp_path: Path) -> None:
+    code = f"from modexp.cli import run\ntry:\n    run({words!r})\nexcept SystemExit:\n    pass\nprint()"
+    assert loaded_by(code, tmp_path) <= allowed
+
+
+def test_importing_modexp_loads_nothing_heavy(tmp_path: Path) -> None:
+    assert loaded_by("import modexp", tmp_path) == set()

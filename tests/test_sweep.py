@@ -1,0 +1,178 @@
+"""Studies: planned, run, skipped when finished, tried again when failed, refused when they would become another."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from modexp.analysis.records import latest_study, records
+from modexp.sweep.local import slots_of, visible_gpus
+
+Cli = Callable[..., int]
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def study(tmp_path: Path, tiny: list[str]) -> list[str]:
+    """Words of a study of six runs, seconds in all."""
+    (tmp_path / "small.yaml").write_text(
+        "budgets: [2.0e+9]\n"
+        "seeds: [0]\n"
+        "arms: {baseline: [model=baseline], mod: [model=mod]}\n"
+        "grid: {points: 3, span: 2.0, tokens_per_param: 20.0}\n"
+        f"overrides: {json.dumps(tiny)}\n"
+    )
+    return ["sweep", "small.yaml", "launcher.slots=2"]
+
+
+def test_a_study_from_nothing_to_figures(
+    modexp_cli: Cli, capsys: Captured, tmp_path: Path, study: list[str]
+) -> None:
+    assert modexp_cli(*study) == 0
+    captured = capsys.readouterr()
+    assert "6 runs will take about" in captured.err
+    assert captured.err.index("will take about") < captured.err.index("[1/6]")
+    assert "add sizes" in captured.out or "sizes" in captured.out, "three sizes fit no parabola, and it says so"
+    folder = tmp_path / "runs/small"
+    rows = records(folder)
+    assert [row["status"] for row in rows] == ["done"] * 6
+    for row in rows:
+        steps = 1 / row["steps_planned"] if row["steps_planned"] < 1000 else 1e-3
+        assert abs(row["flops_consumed"] / row["budget"] - 1) <= steps
+    assert {p.name for p in folder.glob("isoflop*")} >= {"isoflop.png", "isoflop.svg", "isoflop.csv"}
+
+    stamps = {p: p.stat().st_mtime_ns for p in folder.glob("*/result.json")}
+    assert modexp_cli(*study) == 0
+    assert "6 of 6 runs are finished and skipped" in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in folder.glob("*/result.json")} == stamps
+
+    assert modexp_cli(*study, "--budget", "4e9") == 0, "a new budget joins"
+    assert len(records(folder)) == 12
+    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
+
+    capsys.readouterr()
+    assert modexp_cli("status", "--json") == 0
+    captured = capsys.readouterr()
+    assert len(json.loads(captured.out)) == 12
+    assert "study small" in captured.err
+    assert modexp_cli("status", "small") == 0
+    assert "12 done" in capsys.readouterr().err
+    assert modexp_cli("plot", "curves", "--study", "small") == 0
+    assert (folder / "curves.png").stat().st_size > 10_000
+    capsys.readouterr()
+    assert modexp_cli("fit", "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["curves"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (["model.mlp=swiglu"], "arm baseline: model.mlp is gelu there and swiglu here"),
+        (["optim.lr=1e-3"], "optim.lr is width there and 0.001 here"),
+        (["grid.points=4"], "grid.points is 3 there and 4 here"),
+        (["seeds=[0,1]"], "seeds is [0] there and [0, 1] here"),
+        (["trainer.precision=bf16"], "trainer.precision is fp32 there and bf16 here"),
+    ],
+)
+def test_a_scientific_change_is_refused(
+    change: list[str], text: str, modexp_cli: Cli, capsys: Captured, tmp_path: Path, study: list[str]
+) -> None:
+    assert modexp_cli(*study, "grid.points=1", "--budget", "1e8") == 0
+    file = tmp_path / "runs/small/study.yaml"
+    before = file.read_text()
+    capsys.readouterr()
+    points = [] if any("grid.points" in word for word in change) else ["grid.points=1"]
+    assert modexp_cli(*study, *points, *change) == 2
+    complaint = capsys.readouterr().err
+    assert text.replace("is 3 there", "is 1 there") in complaint
+    assert "study=NAME" in complaint
+    assert file.read_text() == before
+
+
+def test_failed_runs_are_told_and_tried_again(
+    modexp_cli: Cli, capsys: Captured, tmp_path: Path, study: list[str]
+) -> None:
+    assert modexp_cli(*study, "--dry-run") == 0
+    out = capsys.readouterr().out
+    name = next(word for word in out.split() if word.startswith("mod-"))
+    broken = tmp_path / "runs/small" / name
+    broken.mkdir(parents=True)
+    (broken / "checkpoints").write_text("a file where a folder must be")
+    assert modexp_cli(*study) == 1
+    captured = capsys.readouterr()
+    assert f"1 of 6 runs failed: {name}" in captured.err
+    states = {row["run"]: row["status"] for row in records(tmp_path / "runs/small")}
+    assert states.pop(name) == "failed"
+    assert set(states.values()) == {"done"}, "the rest went on"
+    assert modexp_cli("status") == 0
+    assert "failed" in capsys.readouterr().out
+    (broken / "checkpoints").unlink()
+    assert modexp_cli(*study) == 0
+    assert {row["status"] for row in records(tmp_path / "runs/small")} == {"done"}
+
+
+def test_a_study_beyond_a_day_needs_yes(
+    modexp_cli: Cli, capsys: Captured, tmp_path: Path, study: list[str]
+) -> None:
+    assert modexp_cli(*study, "--budget", "1e17", "size=60k") == 2
+    complaint = capsys.readouterr().err
+    assert "more than a day" in complaint
+    assert "--yes" in complaint
+    assert not (tmp_path / "runs").exists()
+
+
+def test_interrupt_saves_and_the_same_command_goes_on(tmp_path: Path, study: list[str]) -> None:
+    words = [sys.executable, "-m", "modexp", *study, "--budget", "5e10", "grid.points=1"]
+    process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=os.environ)
+    folder = tmp_path / "runs/small"
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("*/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 130, complaint.decode()
+    assert b"the same command goes on" in complaint
+    assert list(folder.glob("*/checkpoints/step-*")), "what ran saved its state"
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {row["status"] for row in records(folder)} == {"done"}
+
+
+def test_consumed_other_than_planned_is_an_error(
+    modexp_cli: Cli, capsys: Captured, tmp_path: Path, study: list[str]
+) -> None:
+    assert modexp_cli(*study, "grid.points=1", "--budget", "1e8") == 0
+    path = next((tmp_path / "runs/small").glob("*/result.json"))
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps({**result, "flops_consumed": result["flops_consumed"] * 2}))
+    capsys.readouterr()
+    assert modexp_cli("status") == 1
+    assert "consumed other FLOPs than planned" in capsys.readouterr().err
+
+
+def test_latest_study_is_the_one_that_changed_last(tmp_path: Path) -> None:
+    for i, name in enumerate(("b", "a")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "study.yaml").write_text("")
+        os.utime(tmp_path / name, (1e9 + i, 1e9 + i))
+    assert latest_study(tmp_path).name == "a"
+
+
+def test_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
+    assert visible_gpus() == ["0", "3"]
+    assert slots_of(None, 1, "auto") == ["0", "3"]
+    assert slots_of(3, 1, "auto") == ["0", "3", "0"]
+    assert slots_of(2, 1, "cpu") == [None, None]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus() == []
+    assert slots_of(None, 1, "auto") == [None] * len(os.sched_getaffinity(0))

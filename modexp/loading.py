@@ -48,9 +48,7 @@ def load(run: str | Path) -> LoadedRun:
     """Open a run directory. UserError if it holds no run."""
     directory = RunDir(run)
     config = directory.config()
-    return LoadedRun(
-        directory.path, config, directory.plan()["plan"], directory.metrics(), directory.result()
-    )
+    return LoadedRun(directory.path, config, directory.plan()["plan"], directory.metrics(), directory.result())
 
 
 def load_study(study: str | Path) -> DataFrame:

@@ -1,12 +1,12 @@
 """The run directory: what was planned, what happened, what came out. Files are the only link between the halves.
 
-    runs/<study>/<run>/config.yaml     resolved, complete, loadable
-                       plan.json       what was promised: plan, ledger, precision, data, identity
-                       metrics.jsonl   one line a log step
-                       checkpoints/    weights, optimizer, state
-                       result.json     what was consumed and reached; its presence means done
-                       error.txt       why it failed, if it did
-                       log.txt         what a run started by a sweep printed
+runs/<study>/<run>/config.yaml     resolved, complete, loadable
+                   plan.json       what was promised: plan, ledger, precision, data, identity
+                   metrics.jsonl   one line a log step
+                   checkpoints/    weights, optimizer, state
+                   result.json     what was consumed and reached; its presence means done
+                   error.txt       why it failed, if it did
+                   log.txt         what a run started by a sweep printed
 """
 
 from __future__ import annotations

@@ -117,11 +117,7 @@ BAD_WORDS = [
 def test_bad_words_are_sentences(
     words: list[str], text: str, modexp_cli: Cli, capsys: Captured, tmp_path: Path
 ) -> None:
-    try:
-        refused(modexp_cli, capsys, words, text)
-    except SystemExit as stop:  # argparse's own complaint about a flag
-        assert stop.code == 2
-        assert text in capsys.readouterr().err
+    refused(modexp_cli, capsys, words, text)
     assert not list(tmp_path.iterdir()), "a refused request left something behind"
 
 
@@ -158,9 +154,7 @@ def test_a_file_where_the_directory_should_be(
     refused(modexp_cli, capsys, ["train", *tiny, *SMALL, "runs_dir=occupied"], "cannot be written")
 
 
-def test_another_plan_under_the_same_name(
-    modexp_cli: Cli, capsys: Captured, tmp_path: Path, tiny: list[str]
-) -> None:
+def test_another_plan_under_the_same_name(modexp_cli: Cli, capsys: Captured, tmp_path: Path, tiny: list[str]) -> None:
     words = ["train", *tiny, *SMALL, "name=mine"]
     assert modexp_cli(*words) == 0
     result = (tmp_path / "runs/train/mine/result.json").read_bytes()

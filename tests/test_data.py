@@ -20,14 +20,13 @@ import pytest
 from modexp.config.data import DataConfig, FilesData, HubData, PythonData
 from modexp.data import order, shards, sources
 from modexp.data.corpus import Corpus, open_corpus, prepare
+from modexp.data.sources import PASSAGE, passages
 from modexp.data.tokenise import split_of
 from modexp.errors import UserError
 
 T = 16
 SHAKESPEARE = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare.txt"
-DOCUMENTS = [
-    f"document {i}: " + "the quick brown fox jumps over the lazy dog " * (i % 5 + 1) for i in range(120)
-]
+DOCUMENTS = [f"document {i}: " + "the quick brown fox jumps over the lazy dog " * (i % 5 + 1) for i in range(120)]
 
 
 @pytest.fixture(autouse=True)
@@ -68,9 +67,7 @@ def parquet_folder(tmp_path: Path, texts: list[str | None], parts: int = 3) -> P
     size = -(-len(texts) // parts)
     for part in range(parts):
         rows = texts[part * size : (part + 1) * size]
-        pq.write_table(
-            pa.table({"id": list(range(len(rows))), "text": rows}), folder / f"train-{part}.parquet"
-        )
+        pq.write_table(pa.table({"id": list(range(len(rows))), "text": rows}), folder / f"train-{part}.parquet")
     return folder
 
 
@@ -208,9 +205,7 @@ def test_extension_equals_a_fresh_preparation(tmp_path: Path, small_blocks: None
 def test_a_second_preparation_tokenises_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = files_data(tmp_path)
     first = prepare(config, 10**9, 10**9)
-    monkeypatch.setattr(
-        "modexp.data.tokenizers.ByteTokenizer.encode", lambda *_: pytest.fail("tokenised again")
-    )
+    monkeypatch.setattr("modexp.data.tokenizers.ByteTokenizer.encode", lambda *_: pytest.fail("tokenised again"))
     again = prepare(config, 10**9, 10**9)
     assert again.manifest == first.manifest
 
@@ -219,9 +214,7 @@ def test_split_follows_content_alone(tmp_path: Path) -> None:
     write_texts(tmp_path / "a")
     write_texts(tmp_path / "b", list(reversed(DOCUMENTS)) + DOCUMENTS[:7])
     one, other = (
-        prepare(
-            FilesData(paths=[f"{tmp_path}/{name}/*"], sequence_length=T, validation_share=0.2), 10**9, 10**9
-        )
+        prepare(FilesData(paths=[f"{tmp_path}/{name}/*"], sequence_length=T, validation_share=0.2), 10**9, 10**9)
         for name in "ab"
     )
     assert other.manifest["left_out"] == {"duplicate": 7}
@@ -244,9 +237,7 @@ def test_jsonl_parquet_and_text_hold_the_same_documents(tmp_path: Path) -> None:
     pq.write_table(pa.table({"body": [*DOCUMENTS, None]}), tmp_path / "rows.parquet")
     hashes = []
     for pattern in ("texts/*.txt", "rows [[]1].jsonl", "rows.parquet"):
-        config = FilesData(
-            paths=[str(tmp_path / pattern)], text_column="body", sequence_length=T, validation_share=0.2
-        )
+        config = FilesData(paths=[str(tmp_path / pattern)], text_column="body", sequence_length=T, validation_share=0.2)
         corpus = prepare(config, 10**9, 10**9)
         hashes.append(corpus.manifest["content_hash"])
         assert corpus.manifest["documents"] == 120
@@ -269,10 +260,20 @@ def test_documents_that_cannot_be_trained_on_are_counted(tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(not SHAKESPEARE.exists(), reason="../shared/data/tinyshakespeare.txt is not there")
-def test_one_large_file_is_one_document_and_says_so() -> None:
-    message = sentence(lambda: prepare(FilesData(paths=[str(SHAKESPEARE)]), 10**6, 10**4))
-    assert "holds out none of the 1 documents" in message
-    assert "cut the text into several files" in message
+def test_one_large_file_is_cut_into_passages() -> None:
+    whole = SHAKESPEARE.read_bytes()
+    parts = list(passages(whole))
+    assert b"".join(parts) == whole
+    assert all(PASSAGE < len(part) < PASSAGE + 200 and part.endswith(b"\n") for part in parts[:-1])
+    corpus = prepare(FilesData(paths=[str(SHAKESPEARE)]), 10**7, 10**7)
+    assert corpus.manifest["documents"] == len(parts)
+    assert corpus.manifest["validation_tokens"] > 10_000
+    assert corpus.manifest["bytes"] == len(whole)
+
+
+@pytest.mark.parametrize("text", [b"", b"a", b"\n", b"a" * 20_000, b"\n" * 20_000])
+def test_passages_lose_nothing(text: bytes) -> None:
+    assert b"".join(passages(text)) == text
 
 
 def files_errors(tmp_path: Path) -> dict[str, tuple[str, list[str]]]:
@@ -460,9 +461,7 @@ def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from modexp.data.shards import locked\n"
         f"with locked(Path({str(tmp_path / 'store')!r}), print): print('held', flush=True); sys.stdin.read()"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
+    with subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdin is not None
         assert process.stdout.readline() == b"held\n"
@@ -480,9 +479,7 @@ def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:
 # python
 
 
-def test_standard_library_is_read_without_what_is_not_utf8(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_standard_library_is_read_without_what_is_not_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = tmp_path / "lib"
     for folder in ("email", "site-packages/pip", "dist-packages/apt", "json/__pycache__"):
         (library / folder).mkdir(parents=True)
@@ -591,9 +588,7 @@ for config in (hub, PythonData(tokenizer="gpt2", vocab_size=50257)):
     assert time.perf_counter() - begin < 5
 """
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
     assert done.returncode == 0
     lines = done.stdout.splitlines()

@@ -94,9 +94,7 @@ def test_parabola_is_numpys():
     residual = loss - np.polyval(theirs, np.log(x) - ours.centre)
     assert ours.residual_squares == pytest.approx(float(residual @ residual), rel=1e-9)
     assert ours.dof == 6
-    assert ours.loss(4e12) == pytest.approx(
-        float(np.polyval(theirs, math.log(4e12) - ours.centre)), rel=1e-12
-    )
+    assert ours.loss(4e12) == pytest.approx(float(np.polyval(theirs, math.log(4e12) - ours.centre)), rel=1e-12)
 
 
 def test_exact_parabola_gives_back_its_vertex():
@@ -124,9 +122,7 @@ def test_fieller_set_is_where_the_slope_is_not_significant(noise: float, kind: s
     inside = []
     for x0 in candidates:
         coefficients, cov = np.polyfit(np.log(x / x0), loss, 2, cov="unscaled")
-        inside.append(
-            abs(coefficients[1]) <= 1.9431803 * noise * math.sqrt(cov[1, 1])
-        )  # t table: 6 dof, 95 %
+        inside.append(abs(coefficients[1]) <= 1.9431803 * noise * math.sqrt(cov[1, 1]))  # t table: 6 dof, 95 %
     if kind == "everything":
         assert all(inside)
         return
@@ -138,9 +134,7 @@ def test_fieller_set_is_where_the_slope_is_not_significant(noise: float, kind: s
     assert not all(inside)
 
 
-@pytest.mark.parametrize(
-    ("level", "dof", "table"), [(0.90, 2, 2.919986), (0.90, 30, 1.697261), (0.95, 6, 2.446912)]
-)
+@pytest.mark.parametrize(("level", "dof", "table"), [(0.90, 2, 2.919986), (0.90, 30, 1.697261), (0.95, 6, 2.446912)])
 def test_student_t_table(level: float, dof: int, table: float):
     assert student_t(level, dof) == pytest.approx(table, abs=1e-6)
 
@@ -186,9 +180,7 @@ def test_surface_exponent_within_2e_3_and_raw_minimum_is_worse():
 def test_bias_of_the_parabola_grows_with_the_grid(span: float, bias: float):
     """Why grids are +-4x or narrower: alpha .34, beta .28, off by .3, 1.3 and 3 %."""
     size = optimum(1e19, CHINCHILLA)[0]
-    found = only(
-        fit_study(on_surface(1e19, size * np.geomspace(1 / span, span, 9), CHINCHILLA))
-    ).parabola.vertex
+    found = only(fit_study(on_surface(1e19, size * np.geomspace(1 / span, span, 9), CHINCHILLA))).parabola.vertex
     assert abs(found / size - 1) == pytest.approx(bias, rel=0.35)
 
 
@@ -207,9 +199,7 @@ def test_intervals_cover_in_nine_of_ten_studies(num_sizes: int):
                 centre = size * math.exp(rng.uniform(-0.3, 0.3))
                 for x in centre * np.geomspace(1 / 4, 4, num_sizes):
                     noise = 0.01 * floor * rng.standard_normal()
-                    records.append(
-                        record(float(x), floor + bend * math.log(x / size) ** 2 + noise, budget, arm)
-                    )
+                    records.append(record(float(x), floor + bend * math.log(x / size) ** 2 + noise, budget, arm))
         fit = fit_study(records)
         for found in fit.curves:
             if found.optimum is None:
@@ -225,9 +215,7 @@ def test_intervals_cover_in_nine_of_ten_studies(num_sizes: int):
     assert refused < 0.15 * 1800, refused
     for name, hits in {"size": size_hits, "loss": loss_hits, "difference": difference_hits}.items():
         assert 0.86 < np.mean(hits) < 0.94, (name, np.mean(hits))
-    assert 0.86 < np.mean(exponent_hits) < 0.96, np.mean(
-        exponent_hits
-    )  # weights are estimated: slightly wide
+    assert 0.86 < np.mean(exponent_hits) < 0.96, np.mean(exponent_hits)  # weights are estimated: slightly wide
 
 
 @pytest.mark.skipif(not PORIAN.exists(), reason="../shared/data/porian_refinedweb.csv is absent")
@@ -320,9 +308,7 @@ def test_noise_is_pooled_over_curves_and_seeds_enter_it():
     fit = fit_study(records)
     squares = dof = 0.0
     for budget in (6e18, 2e19):
-        x, loss = np.array(
-            [(math.log(r["params_total"]), r["loss"]) for r in records if r["budget"] == budget]
-        ).T
+        x, loss = np.array([(math.log(r["params_total"]), r["loss"]) for r in records if r["budget"] == budget]).T
         squares += float(np.polyfit(x - x.mean(), loss, 2, full=True)[1][0])
         dof += len(x) - 3
     assert fit.dof == dof == 24
@@ -372,9 +358,7 @@ def test_a_centred_grid_warns_of_nothing():
     assert warned(curve()) == ()
 
 
-@pytest.mark.parametrize(
-    ("vertex", "place", "side"), [(3.5e7, "lowest", "smaller"), (2.9e8, "highest", "larger")]
-)
+@pytest.mark.parametrize(("vertex", "place", "side"), [(3.5e7, "lowest", "smaller"), (2.9e8, "highest", "larger")])
 def test_off_centre_grid_says_which_sizes_are_missing(vertex: float, place: str, side: str):
     wanted = f"off-centre: the optimum is in the {place} fifth of the grid, {side} sizes are missing"
     assert warned(curve(vertex=vertex)) == (wanted,)
@@ -454,9 +438,7 @@ def test_optima_off_the_line_are_warned_of():
     assert fit_study(noisy_study(4, (6e18, 2e19, 1e20))).exponents[0].warnings == ()
 
 
-@pytest.mark.parametrize(
-    ("gap", "verdict"), [(0.03, "lower"), (-0.03, "higher"), (0.002, "not distinguishable")]
-)
+@pytest.mark.parametrize(("gap", "verdict"), [(0.03, "lower"), (-0.03, "higher"), (0.002, "not distinguishable")])
 def test_comparison_of_arms(gap: float, verdict: str):
     rng = np.random.default_rng(5)
     records = [*curve(sizes=7), *curve(sizes=7, floor=3.0 - gap, arm="mod")]
@@ -561,8 +543,7 @@ def test_running_mean_is_the_mean_of_the_window():
     values = np.array([5.0, 4.0, 6.0, 3.0, 2.0, 1.0])
     smooth = running_mean(steps, values, window=30)
     wanted = [
-        values[(steps >= s - 15) & (steps <= s + 15)].mean() if s - 15 >= 10 and s + 15 <= 70 else np.nan
-        for s in steps
+        values[(steps >= s - 15) & (steps <= s + 15)].mean() if s - 15 >= 10 and s + 15 <= 70 else np.nan for s in steps
     ]
     np.testing.assert_allclose(smooth, wanted)
     assert np.isfinite(smooth).sum() == 2

@@ -15,16 +15,17 @@ PACKAGE = Path(modexp.__file__).parent
 HEAVY = {"torch", "hydra", "pandas", "datasets", "wandb", "matplotlib", "tokenizers"}
 
 # room: what nothing in it may import, not even late
+ROOMS = ("models", "train", "sweep", "cli", "data")
 NEVER = {
-    "config": {"torch", "hydra", "pandas", *("modexp." + r for r in ("plan", "models", "train", "sweep", "cli", "data"))},
-    "flops": {"torch", "hydra", "modexp.plan", "modexp.models", "modexp.train", "modexp.cli", "modexp.data"},
-    "plan": {"torch", "hydra", "modexp.models", "modexp.train", "modexp.sweep", "modexp.cli", "modexp.data"},
+    "config": {"torch", "hydra", "pandas", "modexp.plan", *(f"modexp.{room}" for room in ROOMS)},
+    "flops": {"torch", "hydra", "modexp.plan", *(f"modexp.{room}" for room in ROOMS)},
+    "plan": {"torch", "hydra", *(f"modexp.{room}" for room in ROOMS)},
     "models": {"hydra", "modexp.plan", "modexp.train", "modexp.data", "modexp.sweep", "modexp.cli", "modexp.analysis"},
     "data": {"torch", "hydra", "modexp.models", "modexp.train", "modexp.sweep", "modexp.cli", "modexp.analysis"},
     "train": {"hydra", "modexp.sweep", "modexp.cli", "modexp.analysis", "modexp.plots"},
     "sweep": {"hydra", "modexp.cli", "modexp.analysis", "modexp.plots"},
-    "analysis": {"torch", "hydra", "pandas", "modexp.models", "modexp.train", "modexp.sweep", "modexp.cli", "modexp.plots"},
-    "plots": {"torch", "hydra", "modexp.models", "modexp.train", "modexp.sweep", "modexp.cli"},
+    "analysis": {"torch", "hydra", "pandas", "modexp.plots", *(f"modexp.{room}" for room in ROOMS)},
+    "plots": {"torch", "hydra", *(f"modexp.{room}" for room in ROOMS)},
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from modexp.config.data import DataConfig
-from modexp.config.model import GATES, BaselineConfig, ModelConfig, MoDConfig
+from modexp.config.model import GATES, BaselineConfig, MoDConfig, ModelConfig
 from modexp.flops.transformer import dense_twin, ledger, realised_forward
 from modexp.models.build import BLOCKS, build
 from modexp.models.loss import language_loss, predictor_loss

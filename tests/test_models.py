@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modexp.config.data import DataConfig
-from modexp.config.model import BaselineConfig, ModelConfig, MoDConfig
+from modexp.config.model import BaselineConfig, MoDConfig, ModelConfig
 from modexp.models.build import build
 from modexp.models.loss import language_loss, predictor_loss
 from modexp.models.mod import MoDBlock, pack, top_k

@@ -16,9 +16,7 @@ from modexp.errors import UserError
 from modexp.plots import curves, isoflop, style
 
 
-def study(
-    budgets: tuple[float, ...] = (6e18, 2e19), arms: tuple[str, ...] = ("baseline", "mod"), sizes: int = 5
-):
+def study(budgets: tuple[float, ...] = (6e18, 2e19), arms: tuple[str, ...] = ("baseline", "mod"), sizes: int = 5):
     """Two arms on parabolas of equal FLOPs per token; the routed one is 1.4x larger and 1 % better."""
     rng = np.random.default_rng(0)
     records = []
@@ -127,9 +125,7 @@ def test_panels_show_the_points_and_optima_of_the_csv(tmp_path: Path, monkeypatc
     isoflop.draw(study(), tmp_path)
     points, fits = read(tmp_path / "isoflop.csv"), read(tmp_path / "isoflop_fit.csv")
     left, right = figures[0].axes[:2]
-    base = {
-        f["budget"]: float(f["x"]) for f in fits if (f["axis"], f["arm"]) == ("flops_per_token", "baseline")
-    }
+    base = {f["budget"]: float(f["x"]) for f in fits if (f["axis"], f["arm"]) == ("flops_per_token", "baseline")}
     for axes, axis, column in (
         (left, "params_total", "params_total"),
         (right, "flops_per_token", "relative_flops_per_token"),
@@ -171,9 +167,7 @@ def test_half_finished_study_says_what_is_missing(tmp_path: Path):
         assert line in svg, line
     points = read(tmp_path / "isoflop.csv")
     assert len(points) == 15
-    best = min(
-        (p for p in points if p["arm"] == "baseline" and float(p["budget"]) == 2e19), key=lambda p: p["loss"]
-    )
+    best = min((p for p in points if p["arm"] == "baseline" and float(p["budget"]) == 2e19), key=lambda p: p["loss"])
     assert float(best["relative_flops_per_token"]) == 1.0
 
 

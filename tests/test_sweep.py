@@ -33,9 +33,7 @@ def study(tmp_path: Path, tiny: list[str]) -> list[str]:
     return ["sweep", "small.yaml", "launcher.slots=2"]
 
 
-def test_a_study_from_nothing_to_figures(
-    modexp_cli: Cli, capsys: Captured, tmp_path: Path, study: list[str]
-) -> None:
+def test_a_study_from_nothing_to_figures(modexp_cli: Cli, capsys: Captured, tmp_path: Path, study: list[str]) -> None:
     assert modexp_cli(*study) == 0
     captured = capsys.readouterr()
     assert "6 runs will take about" in captured.err
@@ -119,9 +117,7 @@ def test_failed_runs_are_told_and_tried_again(
     assert {row["status"] for row in records(tmp_path / "runs/small")} == {"done"}
 
 
-def test_a_study_beyond_a_day_needs_yes(
-    modexp_cli: Cli, capsys: Captured, tmp_path: Path, study: list[str]
-) -> None:
+def test_a_study_beyond_a_day_needs_yes(modexp_cli: Cli, capsys: Captured, tmp_path: Path, study: list[str]) -> None:
     assert modexp_cli(*study, "--budget", "1e17", "size=60k") == 2
     complaint = capsys.readouterr().err
     assert "more than a day" in complaint

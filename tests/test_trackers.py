@@ -71,9 +71,7 @@ def no_warning(message: str) -> None:
     raise AssertionError(f"unexpected warning: {message}")
 
 
-def mirror(
-    config: TrackerConfig, info: RunInfo, rows: list[dict[str, Any]], warn: Callable[[str], None]
-) -> None:
+def mirror(config: TrackerConfig, info: RunInfo, rows: list[dict[str, Any]], warn: Callable[[str], None]) -> None:
     tracker = trackers.start(config, info, warn)
     for row in rows:
         tracker.log(row)
@@ -88,17 +86,13 @@ def write_metrics(info: RunInfo, rows: list[dict[str, Any]], torn: str = "") -> 
 # What is written
 
 
-def test_an_offline_run_holds_what_wandb_users_expect(
-    info: RunInfo, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_an_offline_run_holds_what_wandb_users_expect(info: RunInfo, capfd: pytest.CaptureFixture[str]) -> None:
     mirror(OFFLINE, info, ROWS, no_warning)
 
     assert capfd.readouterr() == ("", "")
     found = records(info.run_dir)
     (run,) = found["run"]
-    assert {
-        key: run[key] for key in ("run_id", "display_name", "run_group", "job_type", "project", "tags")
-    } == {
+    assert {key: run[key] for key in ("run_id", "display_name", "run_group", "job_type", "project", "tags")} == {
         "run_id": "0a1b2c3d4e5f",
         "display_name": "mod-1e12-58k",
         "run_group": "isoflop",
@@ -177,9 +171,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
                 "historyTail": json.dumps([json.dumps({"_step": 2, "_runtime": 5})]),
                 "eventsTail": "[]",
                 "config": "{}",
-                "wandbConfig": json.dumps(
-                    {"t": 1}
-                ),  # without it wandb takes the run for one that never began
+                "wandbConfig": json.dumps({"t": 1}),  # without it wandb takes the run for one that never began
             }
             if operation == "RunResumeStatus":
                 return {"data": {"model": {**project, "bucket": bucket if state.summary else None}}}
@@ -202,9 +194,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     httpd.server_close()
 
 
-def test_an_online_run_that_begins_anew_replaces_what_the_server_has(
-    info: RunInfo, server: SimpleNamespace
-) -> None:
+def test_an_online_run_that_begins_anew_replaces_what_the_server_has(info: RunInfo, server: SimpleNamespace) -> None:
     server.summary = {"step": 40}
     mirror(WandbTracker(), info, ROWS, no_warning)
     assert history(server.rows) == ROWS
@@ -212,9 +202,7 @@ def test_an_online_run_that_begins_anew_replaces_what_the_server_has(
     assert "RunResumeStatus" not in server.asked
 
 
-def test_a_resumed_online_run_sends_only_what_the_server_lacks(
-    info: RunInfo, server: SimpleNamespace
-) -> None:
+def test_a_resumed_online_run_sends_only_what_the_server_lacks(info: RunInfo, server: SimpleNamespace) -> None:
     # The server got rows 10 and 20; row 30 was lost on the way, and 40 is new.
     server.summary = {"step": 20, "tokens": 1280}
     write_metrics(info, ROWS[:3])
@@ -223,9 +211,7 @@ def test_a_resumed_online_run_sends_only_what_the_server_lacks(
     assert [row["_step"] for row in server.rows] == [3, 4]  # continues the server's count, so none is dropped
 
 
-def test_a_run_cut_back_behind_the_server_does_not_show_a_step_twice(
-    info: RunInfo, server: SimpleNamespace
-) -> None:
+def test_a_run_cut_back_behind_the_server_does_not_show_a_step_twice(info: RunInfo, server: SimpleNamespace) -> None:
     server.summary = {"step": 30}
     write_metrics(info, ROWS[:1])  # the checkpoint was at step 10; steps 20 and 30 are trained again
     mirror(WandbTracker(), info, ROWS[1:], no_warning)

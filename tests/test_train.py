@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -279,7 +280,7 @@ def test_cosine_ends_exactly_at_the_last_step() -> None:
     assert rates[0] == 1 / 50
     assert rates[49] == 1.0 == max(rates)
     assert rates[-1] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(rates[50:], rates[51:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates))
     assert rates[50 + 949 // 2] == pytest.approx(0.55, abs=1e-3)
     assert lr_at(0, 1, 0, 2.0, 0.1) == 2.0
 
@@ -291,5 +292,3 @@ def test_trains_on_a_gpu(tmp_path: Path, tiny: list[str]) -> None:
     overrides = [o for o in tiny if "threads" not in o]
     run = planned(tmp_path / "r", [*overrides, *MOD, "budget=2e10", "trainer.device=cuda"])
     assert train(run.path)["loss"] < 5.0
-
-

@@ -162,9 +162,7 @@ class Noise:
         return student_t(self.level, self.dof) * self.sd * math.sqrt(unit_variance)
 
 
-def _fit_curve(
-    arm: str, budget: float, points: list[Point], parabola: Parabola | None, noise: Noise
-) -> CurveFit:
+def _fit_curve(arm: str, budget: float, points: list[Point], parabola: Parabola | None, noise: Noise) -> CurveFit:
     num_sizes = len({p.x for p in points})
     refusal = _refusal(num_sizes, parabola, noise)
     optimum = None
@@ -204,13 +202,9 @@ def _warnings(points: list[Point], parabola: Parabola | None, optimum: Optimum |
         low, high = math.log(parabola.x_low), math.log(parabola.x_high)
         place = (math.log(optimum.x) - low) / (high - low)
         if place < OUTER_SHARE:
-            warnings.append(
-                "off-centre: the optimum is in the lowest fifth of the grid, smaller sizes are missing"
-            )
+            warnings.append("off-centre: the optimum is in the lowest fifth of the grid, smaller sizes are missing")
         if place > 1 - OUTER_SHARE:
-            warnings.append(
-                "off-centre: the optimum is in the highest fifth of the grid, larger sizes are missing"
-            )
+            warnings.append("off-centre: the optimum is in the highest fifth of the grid, larger sizes are missing")
         if optimum.x_low < parabola.x_low or optimum.x_high > parabola.x_high:
             warnings.append("the optimum's interval reaches beyond the grid")
     if parabola and parabola.x_high / parabola.x_low > WIDEST_GRID * (1 + 1e-9):
@@ -218,9 +212,7 @@ def _warnings(points: list[Point], parabola: Parabola | None, optimum: Optimum |
         warnings.append(f"the grid spans {ratio:.0f}x, wider than +-8x: a parabola is biased by 3 % and more")
     repeated = [p.epochs for p in points if p.epochs > 1]
     if repeated:
-        warnings.append(
-            f"{len(repeated)} of {len(points)} runs repeat their data (up to {max(repeated):.1f} epochs)"
-        )
+        warnings.append(f"{len(repeated)} of {len(points)} runs repeat their data (up to {max(repeated):.1f} epochs)")
     return warnings
 
 
@@ -246,12 +238,8 @@ def _fit_exponent(arm: str, curves: list[CurveFit], noise: Noise) -> ExponentFit
     misfit = sum(w * (x - intercept - slope * c) ** 2 for w, c, x in triples)
     free = len(fitted) - 2
     if free and misfit / free > noise.sd**2 * scipy.special.fdtri(free, noise.dof, noise.level):
-        warnings.append(
-            "the optima scatter about the line by more than their noise: the interval is too narrow"
-        )
-    return ExponentFit(
-        arm, budgets, slope, slope - margin, slope + margin, math.exp(intercept), "", tuple(warnings)
-    )
+        warnings.append("the optima scatter about the line by more than their noise: the interval is too narrow")
+    return ExponentFit(arm, budgets, slope, slope - margin, slope + margin, math.exp(intercept), "", tuple(warnings))
 
 
 def _compare(curves: tuple[CurveFit, ...], baseline: str, noise: Noise) -> list[Comparison]:

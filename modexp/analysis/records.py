@@ -50,9 +50,7 @@ def records(study: Path) -> list[dict[str, Any]]:
 def latest_study(runs_dir: Path) -> Path:
     """The study changed last under ``runs_dir``."""
     found = [path.parent for path in runs_dir.glob("*/study.yaml")]
-    found += [
-        p.parents[1] for p in runs_dir.glob("*/*/plan.json") if not (p.parents[1] / "study.yaml").exists()
-    ]
+    found += [p.parents[1] for p in runs_dir.glob("*/*/plan.json") if not (p.parents[1] / "study.yaml").exists()]
     if not found:
         raise UserError(f"there is no study under {runs_dir}", "modexp sweep demo makes one in minutes")
     return max(set(found), key=lambda path: max(p.stat().st_mtime for p in (path, *path.glob("*/"))))

@@ -7,13 +7,20 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from modexp.errors import UserError
 
 
-def parser(command: str, description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"modexp {command}", description=description, allow_abbrev=False)
+class Parser(argparse.ArgumentParser):
+    """Complains as the rest of the command line does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message, f"{self.prog} --help shows what there is")
+
+
+def parser(command: str, description: str) -> Parser:
+    return Parser(prog=f"modexp {command}", description=description, allow_abbrev=False)
 
 
 def add_budget(p: argparse.ArgumentParser) -> None:
@@ -78,9 +85,7 @@ def print_table(
     def table_of(shown: Sequence[str]) -> Table:
         table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
         for column in shown:
-            table.add_column(
-                column, justify="left" if column in TEXT_COLUMNS else "right", no_wrap=column != "note"
-            )
+            table.add_column(column, justify="left" if column in TEXT_COLUMNS else "right", no_wrap=column != "note")
         places = [columns.index(column) for column in shown]
         for row in rows:
             table.add_row(*(row[i] for i in places))

@@ -114,9 +114,10 @@ def load_sweep(name: str, budgets: list[float], overrides: list[str]) -> tuple[s
         tree = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(own))
     except Exception as error:
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
-    values = OmegaConf.to_container(tree)
-    if not isinstance(values, dict):
+    container = OmegaConf.to_container(tree)
+    if not isinstance(container, dict):
         raise UserError(f"{path} holds no settings", "see sweeps/isoflop.yaml")
+    values = {str(key): value for key, value in container.items()}
     values["overrides"] = [*(values.get("overrides") or []), *(o for o in rest if not o.startswith("study="))]
     if budgets:
         values["budgets"] = budgets

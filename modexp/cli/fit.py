@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from modexp.cli.common import add_json, add_study, note, one_name, parser, print_json, print_table, split_words, study_path
+from modexp.cli.common import (
+    add_json,
+    add_study,
+    note,
+    one_name,
+    parser,
+    print_json,
+    print_table,
+    split_words,
+    study_path,
+)
 
 
 def main(words: list[str]) -> int:
@@ -38,7 +48,16 @@ def print_fit(rows: Sequence[dict[str, Any]], axis: str = "params_total") -> Non
 
     fit = fit_study(rows, axis)
     level = f"{fit.level:.0%}"
-    columns = ("arm", "budget", "runs", "optimum", f"{level} interval", "loss there", f"{level} interval ", "note")
+    columns = (
+        "arm",
+        "budget",
+        "runs",
+        "optimum",
+        f"{level} interval",
+        "loss there",
+        f"{level} interval ",
+        "note",
+    )
     lines = []
     for row in fit.rows():
         found = row["x"] is not None
@@ -54,7 +73,11 @@ def print_fit(rows: Sequence[dict[str, Any]], axis: str = "params_total") -> Non
                 row["note"],
             ]
         )
-    print_table(columns, lines, f"optima by {axis}; held-out loss in nats a token, conditional arms with causal routing")
+    print_table(
+        columns,
+        lines,
+        f"optima by {axis}; held-out loss in nats a token, conditional arms with causal routing",
+    )
     for exponent in fit.exponents:
         if exponent.exponent is not None:
             print(

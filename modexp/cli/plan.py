@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from modexp.cli.common import add_budget, add_json, note, one_name, parser, print_json, print_table, split_words
+from modexp.cli.common import (
+    add_budget,
+    add_json,
+    note,
+    one_name,
+    parser,
+    print_json,
+    print_table,
+    split_words,
+)
 from modexp.plan.grid import StudyPlan
 from modexp.plan.ladder import format_size
 from modexp.plan.run import RunPlan, format_flops

@@ -15,7 +15,11 @@ FIGURES = ("isoflop", "curves")
 def main(words: list[str]) -> int:
     p = parser("plot", "Draw a study: PNG, SVG, and every number drawn as CSV.")
     add_study(p)
-    p.add_argument("figure", choices=FIGURES, help="isoflop: loss against size and relative FLOPs; curves: learning curves")
+    p.add_argument(
+        "figure",
+        choices=FIGURES,
+        help="isoflop: loss against size and relative FLOPs; curves: learning curves",
+    )
     p.add_argument("--x", default="flops", choices=("flops", "tokens", "steps"), help="axis of the learning curves")
     p.add_argument("--axis", default="params_total", help="size axis of isoflop: params_total, params_active, ...")
     p.add_argument("--out", metavar="DIR", help="where to write (default: the study's directory)")

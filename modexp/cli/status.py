@@ -5,12 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from modexp.cli.common import add_json, add_study, note, one_name, parser, print_json, print_table, split_words, study_path
+from modexp.cli.common import (
+    add_json,
+    add_study,
+    note,
+    one_name,
+    parser,
+    print_json,
+    print_table,
+    split_words,
+    study_path,
+)
 from modexp.errors import RunFailed
 
 
 def main(words: list[str]) -> int:
-    p = parser("status", "Tell what is planned, running, done, failed; consumed against planned FLOPs; losses so far.")
+    p = parser(
+        "status",
+        "Tell what is planned, running, done, failed; consumed against planned FLOPs; losses so far.",
+    )
     add_study(p)
     add_json(p)
     p.add_argument("words", nargs="*", metavar="STUDY")

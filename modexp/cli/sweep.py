@@ -61,9 +61,7 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def set_up(
-    study: Study, runs: Sequence[PlannedRun], yes: bool
-) -> tuple[Study, list[tuple[RunDir, PlannedRun]]]:
+def set_up(study: Study, runs: Sequence[PlannedRun], yes: bool) -> tuple[Study, list[tuple[RunDir, PlannedRun]]]:
     """Resolve precision and text once, say what it will take, and write every run's directory."""
     from modexp.data.corpus import prepare
     from modexp.runs import RunDir, create

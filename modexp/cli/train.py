@@ -10,6 +10,7 @@ from typing import Any
 
 from modexp.errors import ModexpError, RunFailed, UserError, complain
 
+
 def main(words: list[str]) -> int:
     if "--run" in words:
         return train_planned(words)

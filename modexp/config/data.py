@@ -47,17 +47,16 @@ class PythonData(DataConfig):
 
 @dataclass(frozen=True)
 class FilesData(DataConfig):
-    """The user's own files: txt, md, py (a document each), jsonl and parquet (a document a row)."""
+    """The user's own files: txt and md (a document every 8 KiB), py (a document each), jsonl and parquet (a row)."""
 
     kind: str = "files"
+    validation_share: float = 0.05  # a user's text is often small
     paths: list[str] = field(default_factory=list)  # globs; ** descends
     text_column: str = "text"  # of jsonl and parquet
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            bool(self.paths), "data.paths", "[]", "names no file", "try 'data.paths=[my_text/**/*.txt]'"
-        )
+        require(bool(self.paths), "data.paths", "[]", "names no file", "try 'data.paths=[my_text/**/*.txt]'")
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,9 @@ class ModelConfig:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(layers, width, heads); only a configuration whose shape is filled has one."""
-        assert self.n_layers is not None and self.d_model is not None and self.n_heads is not None
+        assert self.n_layers is not None
+        assert self.d_model is not None
+        assert self.n_heads is not None
         return self.n_layers, self.d_model, self.n_heads
 
     @property

@@ -80,7 +80,7 @@ def did_you_mean(word: str, choices: list[str]) -> str:
 def typed(schema: type, values: Mapping[str, Any] | DictConfig, prefix: str = "") -> Any:
     """An instance of the dataclass ``schema`` holding ``values``; unknown keys and wrong types are sentences."""
     known = [f.name for f in dataclasses.fields(schema)]
-    for key in values:
+    for key in map(str, values):
         if key not in known:
             choices = [f"{prefix}{name}" for name in known]
             raise UserError(f"{prefix}{key} is not a setting", did_you_mean(f"{prefix}{key}", choices))
@@ -100,7 +100,7 @@ def schema_of(group: str, values: Mapping[str, Any]) -> type:
     kinds = GROUPS[group]
     if not isinstance(kinds, dict):
         return kinds
-    kind = values.get("kind")
+    kind = str(values.get("kind"))
     if kind not in kinds:
         raise UserError(f"{group}.kind={kind} is not known", f"choose one of: {', '.join(kinds)}")
     return kinds[kind]
@@ -111,9 +111,9 @@ def from_tree(tree: Mapping[str, Any] | DictConfig) -> Config:
     known = [*GROUPS, *SCALARS]
     values = OmegaConf.to_container(tree, resolve=True) if isinstance(tree, DictConfig) else dict(tree)
     assert isinstance(values, dict)
-    for key in values:
+    for key in map(str, values):
         if key not in known:
-            raise UserError(f"{key} is not a setting", did_you_mean(str(key), known))
+            raise UserError(f"{key} is not a setting", did_you_mean(key, known))
     parts: dict[str, Any] = {}
     for group in GROUPS:
         node = values.get(group)

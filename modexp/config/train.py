@@ -81,9 +81,7 @@ class TrainerConfig:
             self.micro_batch,
             "is not positive",
         )
-        require(
-            self.checkpoint_minutes >= 0, "trainer.checkpoint_minutes", self.checkpoint_minutes, "is negative"
-        )
+        require(self.checkpoint_minutes >= 0, "trainer.checkpoint_minutes", self.checkpoint_minutes, "is negative")
 
 
 @dataclass(frozen=True)

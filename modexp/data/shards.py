@@ -111,9 +111,7 @@ class Store:
         content = tokens.astype(self.dtype, copy=False).tobytes()
         name = f"{split}-{len(shards):05d}.bin"
         write_bytes(self.folder / name, content)
-        shards.append(
-            Shard(name, len(tokens), zlib.crc32(content), documents, num_bytes, dict(left_out), position)
-        )
+        shards.append(Shard(name, len(tokens), zlib.crc32(content), documents, num_bytes, dict(left_out), position))
         self.save()
 
     def drop_damaged(self, checksum: bool) -> list[str]:
@@ -140,9 +138,7 @@ class Store:
             return False
 
     def reader(self, split: str) -> Reader:
-        return Reader(
-            [np.memmap(self.folder / s.file, self.dtype, mode="r") for s in self.splits[split].shards]
-        )
+        return Reader([np.memmap(self.folder / s.file, self.dtype, mode="r") for s in self.splits[split].shards])
 
 
 class Reader:

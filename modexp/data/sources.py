@@ -32,6 +32,7 @@ ROW_SUFFIXES: dict[str, tuple[str, dict[str, int]]] = {  # loader of the dataset
     ".jsonl": ("json", {"chunksize": 2**20}),  # as fast as its 10 MiB, 90 MB less memory
     ".parquet": ("parquet", {}),
 }
+PASSAGE = 8192  # bytes of prose that make a document
 NOT_STANDARD = {"site-packages", "dist-packages", "__pycache__"}
 
 
@@ -120,9 +121,7 @@ def matching_files(config: FilesData) -> list[Path]:
         if not files:
             folder = matches[0] if matches else None
             what = "names a folder" if folder else "matches no file"
-            cure = (
-                f"try 'data.paths=[{folder}/**/*.txt]'" if folder else "data.paths takes globs; ** descends"
-            )
+            cure = f"try 'data.paths=[{folder}/**/*.txt]'" if folder else "data.paths takes globs; ** descends"
             raise UserError(f"data.paths: {pattern} {what}", cure)
         found.update(files)
     for path in sorted(found):
@@ -139,6 +138,18 @@ def read_plain(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from None
+
+
+def passages(text: bytes) -> Iterator[bytes]:
+    """Prose cut at line ends into documents of about ``PASSAGE`` bytes, so that a single book can be split into
+    training and validation text."""
+    begin = 0
+    while True:
+        end = text.find(b"\n", begin + PASSAGE) + 1 or len(text)
+        yield text[begin:end]
+        if end == len(text):
+            return
+        begin = end
 
 
 def unreadable(path: Path, error: OSError) -> UserError:
@@ -158,7 +169,7 @@ def file_texts(path: Path, column: str) -> Iterator[bytes]:
                 f"{path} is not UTF-8: byte {error.start} is {text[error.start]:#04x}",
                 "convert it (iconv -f latin1 -t utf-8), or leave it out of data.paths",
             ) from None
-        yield text
+        yield from [text] if path.suffix.lower() == ".py" else passages(text)
         return
     try:
         path.open("rb").close()
@@ -168,9 +179,7 @@ def file_texts(path: Path, column: str) -> Iterator[bytes]:
     def explain(error: Exception) -> UserError:
         kind = path.suffix.lower()[1:]
         cure = "mend that row" if kind == "jsonl" else "write it anew"
-        return UserError(
-            f"{path} is not valid {kind}: {first_line(error)}", f"{cure}, or leave it out of data.paths"
-        )
+        return UserError(f"{path} is not valid {kind}: {first_line(error)}", f"{cure}, or leave it out of data.paths")
 
     # data_files takes patterns, and a name may hold brackets
     escaped = glob.escape(str(path))
@@ -186,9 +195,7 @@ def make_source(config: DataConfig, tokenizer: Tokenizer) -> Source:
         return HubSource(config)
     if isinstance(config, FilesData):
         files, column = matching_files(config), config.text_column
-        return LocalSource(
-            files, lambda: (text for path in files for text in file_texts(path, column)), tokenizer
-        )
+        return LocalSource(files, lambda: (text for path in files for text in file_texts(path, column)), tokenizer)
     assert isinstance(config, PythonData)
     files = standard_library()
     return LocalSource(files, lambda: (read_plain(path) for path in files), tokenizer)

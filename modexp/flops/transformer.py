@@ -6,10 +6,12 @@ T tokens a sequence, k of them in a block, d width, V vocabulary. Every formula 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
+from typing import Any
 
 from modexp.config.data import DataConfig
-from modexp.config.model import BaselineConfig, ModelConfig, MoDConfig
+from modexp.config.model import BaselineConfig, MoDConfig, ModelConfig
 from modexp.flops.ledger import Ledger, Term
 
 
@@ -28,16 +30,12 @@ def block_terms(model: ModelConfig, block: str, count: int, k: int, share: float
         ("mlp.down" if gated else "mlp.out", hidden * d),
     ]
     terms = [Term(name, block, count, 2 * k * params, 2, params, share) for name, params in linear]
-    terms += [
-        Term(f"attention.{name}", block, count, square, causal_forward=half) for name in ("scores", "values")
-    ]
+    terms += [Term(f"attention.{name}", block, count, square, causal_forward=half) for name in ("scores", "values")]
     # softmax: 3 FLOPs a score (Hoffmann et al. 2022, App. F)
     terms.append(Term("attention.softmax", block, count, 3 * heads * k * k, is_matmul=False))
     # two norms (4 d), RoPE on q and k (6 d), two residuals (2 d), the activation (about 8 a hidden unit)
     elementwise = k * (16 * d + 8 * hidden)
-    terms.append(
-        Term("elementwise", block, count, elementwise, params=2 * d, share=share, is_matmul=False)
-    )
+    terms.append(Term("elementwise", block, count, elementwise, params=2 * d, share=share, is_matmul=False))
     return terms
 
 
@@ -74,17 +72,15 @@ def mod_ledger(model: MoDConfig, vocab: int, T: int) -> Ledger:
     return Ledger((*blocks, *routing, *model_terms(model, vocab, T)), T)
 
 
-LEDGERS = {"baseline": baseline_ledger, "mod": mod_ledger}
+LEDGERS: dict[str, Callable[[Any, int, int], Ledger]] = {"baseline": baseline_ledger, "mod": mod_ledger}
 
 
 def ledger(model: ModelConfig, data: DataConfig) -> Ledger:
     """The ledger of a model whose shape is filled, on the data's vocabulary and sequence length."""
-    return LEDGERS[model.kind](model, data.vocab_size, data.sequence_length)  # type: ignore[operator]
+    return LEDGERS[model.kind](model, data.vocab_size, data.sequence_length)
 
 
-def realised_forward(
-    model: ModelConfig, data: DataConfig, capacities: list[float], convention: str
-) -> float:
+def realised_forward(model: ModelConfig, data: DataConfig, capacities: list[float], convention: str) -> float:
     """Forward FLOPs per token when routed block i takes the share ``capacities[i]`` of the tokens, as a causal
     router does that is free to take more or fewer than the top-k."""
     T = data.sequence_length

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from modexp.config.data import DataConfig
-from modexp.config.model import ModelConfig, MoDConfig
+from modexp.config.model import MoDConfig, ModelConfig
 from modexp.models.init import initialise
 from modexp.models.mod import MoDBlock
 from modexp.models.transformer import Block, Transformer

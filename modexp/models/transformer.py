@@ -127,9 +127,7 @@ class Transformer(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.rope: Tensor
-        self.register_buffer(
-            "rope", rope_table(sequence_length, width // heads, config.rope_theta), persistent=False
-        )
+        self.register_buffer("rope", rope_table(sequence_length, width // heads, config.rope_theta), persistent=False)
 
     def forward(self, tokens: Tensor, causal: bool = False) -> Output:
         """Logits for ``tokens`` (B, T).

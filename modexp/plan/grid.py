@@ -94,6 +94,7 @@ def sized(config: Config, grid: GridConfig) -> list[Config]:
         return [resolve_shape(config)]
     centre, _ = optimal_shape(config.model, config, grid.tokens_per_param)
     shapes = sorted(
-        rungs_near(config, targets(centre, grid)), key=lambda s: ledger(with_shape(config.model, s), config.data).forward()
+        rungs_near(config, targets(centre, grid)),
+        key=lambda s: ledger(with_shape(config.model, s), config.data).forward(),
     )
     return [replace(config, model=with_shape(config.model, shape)) for shape in shapes]

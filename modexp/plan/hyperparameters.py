@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from modexp.config.train import OptimConfig
 
-# Adam's best rate falls as 1/width (Yang et al. 2022, muP, table 3). The constant was measured here; see README.
+# Peak rate 3e-3 sqrt(128 / d): the power of the width is that of Vaswani et al. 2017, equation 3; the constant was
+# measured here on byte models of width 16 to 64: see docs/tuning.md.
 LR_AT_WIDTH_128 = 3e-3
 
 # Li et al. 2025, "Predictable Scale: Part I, Step Law" (arXiv 2503.04715), equation 1:
@@ -21,7 +22,7 @@ SQRT_BATCH = 0.25
 def lr_peak(optim: OptimConfig, width: int, params_non_embedding: int, tokens: float) -> float:
     """Highest learning rate of the schedule."""
     if optim.lr == "width":
-        return LR_AT_WIDTH_128 * 128 / width
+        return LR_AT_WIDTH_128 * (128 / width) ** 0.5
     if optim.lr == "step-law":
         scale, of_params, of_tokens = STEP_LAW_LR
         return scale * params_non_embedding**of_params * tokens**of_tokens

@@ -78,9 +78,7 @@ def optimal_shape(model: ModelConfig, config: Config, tokens_per_param: float) -
         sequence_flops = books.training(config.budget.convention)
         tokens = config.budget.flops / sequence_flops * books.sequence_length
         ratio = tokens / books.params_total
-        points.append(
-            (ratio, books.forward(config.budget.convention) / books.sequence_length, shape)
-        )
+        points.append((ratio, books.forward(config.budget.convention) / books.sequence_length, shape))
     above = [p for p in points if p[0] >= tokens_per_param]
     below = [p for p in points if p[0] < tokens_per_param]
     if not above or not below:
@@ -99,14 +97,13 @@ def resolve_shape(config: Config, tokens_per_param: float = 20.0) -> Config:
     if len(given) == 3:
         if config.size != "auto":
             raise UserError(
-                f"size={config.size} and model.d_model={model.d_model} both set the shape", "leave one of them out"
+                f"size={config.size} and model.d_model={model.d_model} both set the shape",
+                "leave one of them out",
             )
         return config
     if given:
         missing = ", ".join(f"model.{k}" for k in ("n_layers", "d_model", "n_heads") if k not in given)
-        raise UserError(
-            f"the shape is half given: {missing} missing", "give all three, or none and size=220m instead"
-        )
+        raise UserError(f"the shape is half given: {missing} missing", "give all three, or none and size=220m instead")
     if config.size == "auto":
         shape = optimal_shape(model, config, tokens_per_param)[1]
     else:

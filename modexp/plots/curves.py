@@ -122,10 +122,7 @@ class Curve:
                 }
                 for s, a, b, c in train
             ),
-            *(
-                {**run, "step": int(s), x: a, "train": None, "train_smoothed": None, "val": b}
-                for s, a, b in val
-            ),
+            *({**run, "step": int(s), x: a, "train": None, "train_smoothed": None, "val": b} for s, a, b in val),
         ]
 
 

@@ -115,9 +115,7 @@ def draw(
 class Panel:
     """One pair of axes: points, parabolas and optima of a fit, sizes divided by ``references[budget]``."""
 
-    def __init__(
-        self, axes: Axes, fit: StudyFit, points: Sequence[Point], references: dict[float, float]
-    ) -> None:
+    def __init__(self, axes: Axes, fit: StudyFit, points: Sequence[Point], references: dict[float, float]) -> None:
         self.axes, self.fit, self.references = axes, fit, references
         self.points = [p for p in points if p.budget in references]
         self.relative = fit.axis == COST
@@ -158,9 +156,7 @@ class Panel:
             style.size_axis(self.axes, min(x), max(x))
 
 
-def _references(
-    fit: StudyFit, points: Sequence[Point], baseline: str
-) -> tuple[dict[float, float], list[float]]:
+def _references(fit: StudyFit, points: Sequence[Point], baseline: str) -> tuple[dict[float, float], list[float]]:
     """FLOPs per token of the baseline's optimum by budget, and the budgets where its best run stands in."""
     references, borrowed = {}, []
     for curve in fit.curves:

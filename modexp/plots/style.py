@@ -97,9 +97,7 @@ class Stroke:
 def stroke(arms: Sequence[str], baseline: str, arm: str, shade: float) -> Stroke:
     """Look of ``arm`` among ``arms``; ``shade`` 0 (light, smallest budget) .. 1 (dark, largest)."""
     if len(arms) > MAX_ARMS:
-        raise UserError(
-            f"arms={len(arms)} are more than a figure can tell apart, {MAX_ARMS}", "plot fewer arms"
-        )
+        raise UserError(f"arms={len(arms)} are more than a figure can tell apart, {MAX_ARMS}", "plot fewer arms")
     others = [a for a in arms if a != baseline]
     hue, marker, linestyle = _BASELINE if arm == baseline else _OTHERS[others.index(arm)]
     return Stroke(oklch(0.76 - 0.38 * shade, 0.125, hue), marker, linestyle, filled=arm != baseline)

@@ -63,7 +63,11 @@ def load_study(path: Path) -> Study:
     sweep = dict(tree["sweep"])
     grid = typed(GridConfig, sweep.pop("grid"), "grid.")
     return Study(
-        path, dataclasses.replace(typed(SweepConfig, sweep), grid=grid), tree["arms"], tree["precision"], tree["data"]
+        path,
+        dataclasses.replace(typed(SweepConfig, sweep), grid=grid),
+        tree["arms"],
+        tree["precision"],
+        tree["data"],
     )
 
 

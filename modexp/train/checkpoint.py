@@ -50,9 +50,7 @@ def write_synced(path: Path, content: bytes) -> int:
     return zlib.crc32(content)
 
 
-def save(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
-) -> Path:
+def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int) -> Path:
     """Write ``folder/step-N`` beside its place, rename it there, then drop all but the last ``keep``."""
     final = folder / f"step-{state['step']:09d}"
     temporary = folder / f".{final.name}.{os.getpid()}"

@@ -69,7 +69,11 @@ def run_pass(
 
 
 def evaluate(
-    model: Transformer, sequences: Tensor, device: torch.device, precision: str, bytes_per_token: float,
+    model: Transformer,
+    sequences: Tensor,
+    device: torch.device,
+    precision: str,
+    bytes_per_token: float,
     routed_layers: tuple[int, ...],
 ) -> dict[str, float]:
     """Rows for metrics.jsonl.

@@ -108,6 +108,7 @@ class Training:
         self.promise = run.plan()
         self.plan: dict[str, Any] = self.promise["plan"]
         self.precision: str = self.promise["precision"]
+        self.text: dict[str, Any] = self.promise["data"]  # as planned: a cache may have grown since
         trainer = self.config.trainer
 
         self.device = choose_device(trainer.device)
@@ -120,7 +121,10 @@ class Training:
         self.state = self.resume()
         self.forward: Any = torch.compile(self.model) if trainer.compile else self.model
         self.micro = trainer.micro_batch or micro_batch(
-            self.config.model, self.config.data, self.plan["batch_size"], self.plan["params_total"],
+            self.config.model,
+            self.config.data,
+            self.plan["batch_size"],
+            self.plan["params_total"],
             memory_free(self.device),
         )
         self.loss_sum = torch.tensor(self.state.loss_sum, device=self.device)
@@ -213,9 +217,7 @@ class Training:
             ((loss + predictor_loss(output)) * weight).backward()
             self.loss_sum += loss.detach() * weight
         norm = clip_gradients(self.model, self.config.optim.grad_clip)
-        lr = lr_at(
-            state.step, plan["steps"], plan["warmup_steps"], plan["lr"], self.config.schedule.final_lr
-        )
+        lr = lr_at(state.step, plan["steps"], plan["warmup_steps"], plan["lr"], self.config.schedule.final_lr)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -246,7 +248,7 @@ class Training:
             "tokens": state.sequences * plan["sequence_length"],
             "flops": state.sequences * plan["training_flops_per_sequence"],
             "train/loss": loss,
-            "train/bits_per_byte": loss / math.log(2) / self.corpus.manifest["train_bytes_per_token"],
+            "train/bits_per_byte": loss / math.log(2) / self.text["train_bytes_per_token"],
             "train/lr": lr,
             "train/grad_norm": norm.item(),
             "perf/tokens_per_s": tokens_per_s,
@@ -257,8 +259,12 @@ class Training:
         begin = time.perf_counter()
         self.model.eval()
         row = evaluate(
-            self.model, self.held_out, self.device, self.precision,
-            self.corpus.manifest["validation_bytes_per_token"], self.config.model.routed_layers(),
+            self.model,
+            self.held_out,
+            self.device,
+            self.precision,
+            self.text["validation_bytes_per_token"],
+            self.config.model.routed_layers(),
         )
         self.model.train()
         self.state.eval_seconds += time.perf_counter() - begin
@@ -267,7 +273,10 @@ class Training:
     def save(self) -> None:
         self.state.loss_sum = self.loss_sum.item()
         checkpoint.save(
-            self.run.checkpoints, self.model, self.optimizer, dict(vars(self.state)),
+            self.run.checkpoints,
+            self.model,
+            self.optimizer,
+            dict(vars(self.state)),
             self.config.trainer.keep_checkpoints,
         )
 
@@ -315,9 +324,7 @@ class Training:
 def corpus_of(config: Config, promise: dict[str, Any]) -> Corpus:
     """The tokens that the plan was made on; other text is refused."""
     plan = promise["plan"]
-    return open_corpus(
-        config.data, promise["data"]["content_hash"], *needed_tokens(plan["sequences"], config)
-    )
+    return open_corpus(config.data, promise["data"]["content_hash"], *needed_tokens(plan["sequences"], config))
 
 
 def needed_tokens(sequences: int, config: Config) -> tuple[int, int]:

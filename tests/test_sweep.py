@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from modexp.analysis.records import latest_study, records
+from modexp.runs import RunDir
 from modexp.sweep.local import slots_of, visible_gpus
 
 Cli = Callable[..., int]
@@ -133,7 +134,7 @@ def test_interrupt_saves_and_the_same_command_goes_on(tmp_path: Path, study: lis
     while not list(folder.glob("*/metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.1)
     time.sleep(1.0)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)  # Ctrl-C takes the same way, but a shell may have made it ignored
     _, complaint = process.communicate(timeout=60)
     assert process.returncode == 130, complaint.decode()
     assert b"the same command goes on" in complaint
@@ -141,6 +142,20 @@ def test_interrupt_saves_and_the_same_command_goes_on(tmp_path: Path, study: lis
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert {row["status"] for row in records(folder)} == {"done"}
+
+
+def test_runs_of_another_process_are_left_to_it(
+    modexp_cli: Cli, capsys: Captured, tmp_path: Path, study: list[str]
+) -> None:
+    small = [*study, "grid.points=1", "--budget", "1e8"]
+    assert modexp_cli(*small) == 0
+    run = RunDir(next((tmp_path / "runs/small").glob("mod-*")))
+    run.result_path.unlink()
+    with run.locked():
+        capsys.readouterr()
+        assert modexp_cli(*small) == 0
+        assert f"{run.name} is trained by another process and left to it" in capsys.readouterr().err
+    assert run.result() is None
 
 
 def test_consumed_other_than_planned_is_an_error(

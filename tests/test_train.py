@@ -280,7 +280,7 @@ def test_cosine_ends_exactly_at_the_last_step() -> None:
     assert rates[0] == 1 / 50
     assert rates[49] == 1.0 == max(rates)
     assert rates[-1] == pytest.approx(0.1)
-    assert all(a >= b for a, b in itertools.pairwise(rates))
+    assert all(a >= b for a, b in itertools.pairwise(rates[49:]))
     assert rates[50 + 949 // 2] == pytest.approx(0.55, abs=1e-3)
     assert lr_at(0, 1, 0, 2.0, 0.1) == 2.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -128,7 +129,11 @@ def execute(runs: Sequence[RunDir], config: Any) -> list[RunDir]:
     from modexp.cli.watch import Watch
     from modexp.sweep.local import Launcher, slots_of
 
-    ordered = sorted(runs, key=lambda run: -run.plan()["plan"]["flops"])
+    ours = [run for run in runs if not run.is_locked()]
+    for run in runs:
+        if run not in ours:
+            note(f"{run.name} is trained by another process and left to it")
+    ordered = sorted(ours, key=lambda run: -run.plan()["plan"]["flops"])
     slots = slots_of(config.launcher.slots, config.trainer.threads, config.trainer.device)
     failed: list[RunDir] = []
     with Watch(len(ordered)) as watch:
@@ -139,10 +144,14 @@ def execute(runs: Sequence[RunDir], config: Any) -> list[RunDir]:
                 failed.append(run)
             watch.ended(run, result, run.error() or f"exit code {code}, see {run.log_path}")
 
+        # a scheduler's or a person's kill is a Ctrl-C: what runs is asked to save its state
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             Launcher(ordered, slots, config.trainer.threads).run(on_end, watch.running)
         except KeyboardInterrupt:
             raise Interrupted("the study was stopped", "its runs are saved; the same command goes on") from None
+        finally:
+            signal.signal(signal.SIGTERM, before)
     return failed
 
 

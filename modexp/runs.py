@@ -25,7 +25,7 @@ from modexp.config.identity import digest, first_difference, scientific
 from modexp.config.root import Config
 from modexp.errors import UserError
 from modexp.files import read_json, write_json
-from modexp.flops.transformer import ledger
+from modexp.kinds import ledger
 from modexp.plan.run import RunPlan
 
 LOCK_PATIENCE = 2.0  # seconds: a reader of the status holds the lock for a moment

@@ -9,8 +9,8 @@ import pytest
 
 from modexp.cli.compose import all_keys, compose, configuration, shipped
 from modexp.config.identity import digest, first_difference, scientific
-from modexp.config.model import MoDConfig
 from modexp.config.root import GROUPS, Config, from_tree, load, save, to_tree
+from modexp.config.routing import MoDConfig
 from modexp.errors import UserError
 from modexp.runs import identity
 

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from modexp.config.data import DataConfig
-from modexp.config.model import GATES, BaselineConfig, MoDConfig, ModelConfig
-from modexp.flops.transformer import dense_twin, ledger, realised_forward
-from modexp.models.build import BLOCKS, build
-from modexp.models.loss import language_loss, predictor_loss
-from modexp.models.transformer import Transformer
+from modexp.config.model import BaselineConfig, ModelConfig
+from modexp.config.routing import GATES, MoDConfig
+from modexp.flops.transformer import dense_twin
+from modexp.kinds import ledger, realised_forward
+from modexp.models.build import assemble, build
+from modexp.models.loss import training_loss
 
 
 @st.composite
@@ -47,12 +48,12 @@ def counted(model: ModelConfig, data: DataConfig, batch: int) -> tuple[int, int,
     """(forward FLOPs, backward FLOPs, parameters) as PyTorch counts them on the meta device."""
     T = data.sequence_length
     with torch.device("meta"):
-        network = Transformer(model, BLOCKS[model.kind](model), data.vocab_size, T)
+        network = assemble(model, data)
         tokens = torch.zeros(batch, T, dtype=torch.long)
     with FlopCounterMode(display=False) as forward:
         output = network(tokens)
     with FlopCounterMode(display=False) as backward:
-        (language_loss(output, tokens) + predictor_loss(output)).backward()
+        training_loss(output, tokens)[0].backward()
     parameters = sum(p.numel() for p in network.parameters())
     return forward.get_total_flops(), backward.get_total_flops(), parameters
 
@@ -80,7 +81,7 @@ def test_ledger_on_cpu_with_the_math_attention() -> None:
         FlopCounterMode(display=False) as counter,
     ):
         output = network(tokens)
-        (language_loss(output, tokens) + predictor_loss(output)).backward()
+        training_loss(output, tokens)[0].backward()
     assert counter.get_total_flops() == 2 * ledger(model, data).training()
 
 

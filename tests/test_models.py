@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modexp.config.data import DataConfig
-from modexp.config.model import BaselineConfig, MoDConfig, ModelConfig
+from modexp.config.model import BaselineConfig, ModelConfig
+from modexp.config.routing import MoDConfig
 from modexp.models.build import build
-from modexp.models.loss import language_loss, predictor_loss
-from modexp.models.mod import MoDBlock, pack, top_k
+from modexp.models.loss import language_loss
+from modexp.models.mod import MoDBlock
+from modexp.models.routed import pack, top_k
 from modexp.models.transformer import Rope, Transformer, rope_table
 
 SHAPE = {"n_layers": 4, "d_model": 32, "n_heads": 4}
@@ -79,9 +81,9 @@ def reference(model: Transformer, config: MoDConfig, ids: Tensor, causal: bool) 
             if layer in config.routed_layers():
                 r = x @ block.router.weight[0]
                 if causal:
-                    member = block.predictor(x) > 0
+                    member = block.predictor(x)[:, 0] > 0
                 else:
-                    k = config.routed_tokens(T)
+                    k = config.slots(config.capacity, T)
                     best = sorted(range(T), key=lambda i: -r[i].item())[:k]
                     member = torch.zeros(T, dtype=torch.bool)
                     member[best] = True
@@ -126,7 +128,7 @@ def test_full_capacity_without_gate_is_the_baseline() -> None:
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("gate", ["raw", "sigmoid", "none"])
 def test_a_block_that_adds_nothing_leaves_every_token_exactly_unchanged(gate: str, causal: bool) -> None:
-    block = MoDBlock(MoDConfig(**SHAPE, every=1, gate=gate))
+    block = MoDBlock(MoDConfig(**SHAPE, every=1, gate=gate), 0.125, 48)
     with torch.no_grad():
         block.attention.out.weight.zero_()
         block.mlp.out.weight.zero_()
@@ -200,10 +202,10 @@ def test_top_k_does_see_the_future() -> None:
 @pytest.mark.parametrize("causal", [False, True])
 def test_short_sequences_route_at_least_one_token(length: int, causal: bool) -> None:
     config = MoDConfig(**SHAPE, capacity=0.125)
-    assert config.routed_tokens(length) == 1
+    assert config.slots(0.125, length) == 1
     output = lively(config)(tokens(2, length), causal=causal)
     assert output.logits.shape == (2, length, 256)
-    assert all((routing.topk.sum(-1) == 1).all() for routing in output.routings)
+    assert all((routing.taken.sum(-1) <= (length if causal else 1)).all() for routing in output.routings)
 
 
 def test_top_k_takes_exactly_k_in_order_even_when_all_weights_tie() -> None:
@@ -214,7 +216,7 @@ def test_top_k_takes_exactly_k_in_order_even_when_all_weights_tie() -> None:
 
 def test_pack_keeps_order_and_marks_the_filling() -> None:
     taken = torch.tensor([[0, 1, 0, 1, 1], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
-    index, filled = pack(taken)
+    index, filled = pack(taken, 3)
     assert index[0].tolist() == [1, 3, 4]
     assert index[1, 0] == 0
     assert filled.tolist() == [[True] * 3, [True, False, False], [False] * 3]
@@ -223,7 +225,7 @@ def test_pack_keeps_order_and_marks_the_filling() -> None:
 def test_predictor_leaves_the_language_model_alone() -> None:
     model, ids = build(MoDConfig(**SHAPE), DATA, 0), tokens()
     output = model(ids)
-    predictor_loss(output).backward()
+    sum(routing.separate for routing in output.routings).backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == (".predictor." in name), name
 

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modexp.config.data import DataConfig, HubData
-from modexp.config.model import BaselineConfig, MoDConfig
+from modexp.config.model import BaselineConfig
 from modexp.config.root import Config
+from modexp.config.routing import MoDConfig
 from modexp.config.study import BudgetConfig, GridConfig
 from modexp.config.train import OptimConfig
 from modexp.errors import UserError
-from modexp.flops.transformer import ledger
+from modexp.kinds import ledger
 from modexp.plan.grid import plan_study, targets
 from modexp.plan.hyperparameters import batch_sequences, lr_peak
 from modexp.plan.ladder import format_size, heads_of, ladder, parse_size, rung_of_size, with_shape

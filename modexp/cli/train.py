@@ -127,10 +127,11 @@ def report(result: dict[str, Any]) -> None:
     run = result["run"]
     if result["status"] != "done":
         raise RunFailed(f"{run.path} diverged: {result['error']}", "try a lower optim.lr")
-    topk = f" (top-k {result['loss_topk']:.4f})" if result["loss_topk"] is not None else ""
+    losses = [] if result["loss"] is None else [f"held-out loss {result['loss']:.4f} nats a token"]
+    losses += [] if result["loss_topk"] is None else [f"top-k {result['loss_topk']:.4f}"]
+    losses += [] if result["bits_per_byte"] is None else [f"{result['bits_per_byte']:.4f} bits per byte"]
     print(
-        f"{run.path}  held-out loss {result['loss']:.4f} nats a token{topk},"
-        f" {result['bits_per_byte']:.4f} bits per byte; {result['flops_consumed']:.4g} FLOPs of"
-        f" {result['flops_planned']:.4g} planned, {result['steps']:,} steps",
+        f"{run.path}  {', '.join(losses)}; {result['flops_consumed']:.4g} FLOPs of {result['flops_planned']:.4g}"
+        f" planned, {result['steps']:,} steps",
         flush=True,
     )

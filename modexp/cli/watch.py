@@ -46,7 +46,8 @@ class Watch:
             outcome = f"{result['status']}: {result['error']}"
         else:
             seconds = result["train_seconds"] + result["eval_seconds"]
-            outcome = f"loss {result['loss']:.4f}  {result['bits_per_byte']:.4f} bits per byte  {seconds:.0f} s"
+            kind, loss = ("loss", result["loss"]) if result["loss"] is not None else ("top-k loss", result["loss_topk"])
+            outcome = f"{kind} {loss:.4f}  {seconds:.0f} s"
         self.console.print(f"[{self.done}/{self.total}] {run.name}  {outcome}", markup=False)
 
     def running(self, runs: list[RunDir]) -> None:

@@ -1,16 +1,12 @@
-"""Model configurations: the shape every kind shares, and what each kind adds.
-
-Shapes may stay ``None`` until the plan fills them from the ladder of sizes (``size=220m``).
-"""
+"""What every kind of model shares: its shape. Shapes may stay ``None`` until the plan fills them from the ladder."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from modexp.config.base import one_of, require
 
-GATES = ("raw", "sigmoid", "tanh", "none")
 MLPS = ("gelu", "swiglu")
 
 
@@ -28,6 +24,7 @@ class ModelConfig:
     rope_theta: float = 10000.0
 
     has_routing: ClassVar[bool] = False
+    sees_future: ClassVar[bool] = False  # whether routing while training looks at later tokens of the sequence
 
     def __post_init__(self) -> None:
         one_of("model.mlp", self.mlp, MLPS)
@@ -41,21 +38,17 @@ class ModelConfig:
             near = [w for w in (d - d % (2 * h), d - d % (2 * h) + 2 * h) if w > 0]
             hint = "try " + " or ".join(f"model.d_model={w}" for w in near)
             require(d % h == 0, "model.d_model", d, f"is not a multiple of model.n_heads={h}", hint)
-            require(
-                (d // h) % 2 == 0,
-                "model.d_model",
-                d,
-                f"gives heads of odd width {d // h}, which RoPE cannot rotate in pairs",
-                hint,
-            )
+            odd = f"gives heads of odd width {d // h}, which RoPE cannot rotate in pairs"
+            require((d // h) % 2 == 0, "model.d_model", d, odd, hint)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(layers, width, heads); only a configuration whose shape is filled has one."""
-        assert self.n_layers is not None
-        assert self.d_model is not None
-        assert self.n_heads is not None
-        return self.n_layers, self.d_model, self.n_heads
+        layers, width, heads = self.n_layers, self.d_model, self.n_heads
+        assert layers is not None
+        assert width is not None
+        assert heads is not None
+        return layers, width, heads
 
     @property
     def mlp_hidden(self) -> int:
@@ -63,62 +56,21 @@ class ModelConfig:
         assert self.d_model is not None
         return max(8, 8 * round(self.mlp_ratio * self.d_model / 8))
 
+    @property
+    def can_be_causal(self) -> bool:
+        """Whether the model can decide token by token, and so be sampled."""
+        return True
+
+    @property
+    def predicts(self) -> bool:
+        """Whether something learns to predict the decisions that see the future."""
+        return False
+
     def routed_layers(self) -> tuple[int, ...]:
         """Indices, from 0, of the blocks that route; none in a dense model."""
         return ()
-
-    def routed_tokens(self, sequence_length: int) -> int:
-        """Tokens k of one sequence that take part in a routed block."""
-        return sequence_length
 
 
 @dataclass(frozen=True)
 class BaselineConfig(ModelConfig):
     kind: str = "baseline"
-
-
-@dataclass(frozen=True)
-class MoDConfig(ModelConfig):
-    """Mixture-of-Depths (Raposo et al. 2024, sec. 3): expert-choice top-k around whole blocks."""
-
-    kind: str = "mod"
-    capacity: float = 0.125  # share C/T of a sequence's tokens that a routed block takes
-    every: int = 2  # every 2nd block routes (the 2nd, the 4th, ...); 1 = every block
-    gate: str = "raw"  # how the router weight scales the block's delta
-    router_init_std: float = 0.02
-    predictor_hidden: int = 32  # hidden width of the MLP that predicts membership in the top-k
-
-    has_routing: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            0 < self.capacity <= 1,
-            "model.capacity",
-            self.capacity,
-            "is not a share of the tokens in (0, 1]",
-            "the paper's choice is model.capacity=0.125",
-        )
-        require(self.every >= 1, "model.every", self.every, "is not a positive whole number")
-        one_of("model.gate", self.gate, GATES)
-        require(self.router_init_std >= 0, "model.router_init_std", self.router_init_std, "is negative")
-        require(self.predictor_hidden >= 1, "model.predictor_hidden", self.predictor_hidden, "is not positive")
-        if self.n_layers is not None:
-            require(
-                self.every <= self.n_layers,
-                "model.every",
-                self.every,
-                f"leaves no routed block among model.n_layers={self.n_layers}",
-                f"try model.n_layers={self.every}",
-            )
-
-    def routed_layers(self) -> tuple[int, ...]:
-        assert self.n_layers is not None
-        return tuple(range(self.every - 1, self.n_layers, self.every))
-
-    def routed_tokens(self, sequence_length: int) -> int:
-        # k >= 1 always (sec. 3.4): a short sequence still sends its best token through the block
-        return max(1, round(self.capacity * sequence_length))
-
-
-MODEL_KINDS: dict[str, Any] = {"baseline": BaselineConfig, "mod": MoDConfig}

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from modexp.config.base import require, unscientific
 from modexp.config.data import DATA_KINDS, DataConfig, PythonData
-from modexp.config.model import MODEL_KINDS, BaselineConfig, ModelConfig
+from modexp.config.model import BaselineConfig, ModelConfig
 from modexp.config.study import LAUNCHER_KINDS, BudgetConfig, LauncherConfig
 from modexp.config.train import (
     OPTIM_KINDS,
@@ -27,6 +27,8 @@ from modexp.config.train import (
     TrainerConfig,
 )
 from modexp.errors import UserError
+from modexp.kinds import KINDS
+from modexp.kinds import kind as model_kind
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Config:
 
 # One dataclass a group, or one for each `kind` of it.
 GROUPS: dict[str, dict[str, Any] | Any] = {
-    "model": MODEL_KINDS,
+    "model": {name: kind.config for name, kind in KINDS.items()},  # and those of installed packages
     "data": DATA_KINDS,
     "optim": OPTIM_KINDS,
     "schedule": SCHEDULE_KINDS,
@@ -101,6 +103,8 @@ def schema_of(group: str, values: Mapping[str, Any]) -> type:
     if not isinstance(kinds, dict):
         return kinds
     kind = str(values.get("kind"))
+    if group == "model":
+        return model_kind(kind).config
     if kind not in kinds:
         raise UserError(f"{group}.kind={kind} is not known", f"choose one of: {', '.join(kinds)}")
     return kinds[kind]

@@ -1,4 +1,4 @@
-"""Terms of the baseline and of Mixture-of-Depths.
+"""Terms of the baseline, which other kinds build on.
 
 T tokens a sequence, k of them in a block, d width, V vocabulary. Every formula is one matmul of the model:
 (m, n) x (n, p) takes 2 m n p FLOPs.
@@ -6,12 +6,9 @@ T tokens a sequence, k of them in a block, d width, V vocabulary. Every formula 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
 
-from modexp.config.data import DataConfig
-from modexp.config.model import BaselineConfig, MoDConfig, ModelConfig
+from modexp.config.model import BaselineConfig, ModelConfig
 from modexp.flops.ledger import Ledger, Term
 
 
@@ -53,43 +50,6 @@ def model_terms(model: ModelConfig, vocab: int, T: int) -> list[Term]:
 def baseline_ledger(model: ModelConfig, vocab: int, T: int) -> Ledger:
     layers, _, _ = model.shape
     return Ledger((*block_terms(model, "dense", layers, T, 1.0), *model_terms(model, vocab, T)), T)
-
-
-def mod_ledger(model: MoDConfig, vocab: int, T: int) -> Ledger:
-    """Raposo et al. 2024, sec. 3: routed blocks cost k in linear terms and k x k in attention; routers see all T."""
-    layers, d, _ = model.shape
-    routed = len(model.routed_layers())
-    k, w = model.routed_tokens(T), model.predictor_hidden
-    routing = [
-        # under gate none the router decides through its order alone, so no gradient reaches it
-        Term("router", "routed", routed, 2 * T * d, 0 if model.gate == "none" else 2, d),
-        # the predictor reads its input behind a stop-gradient: only its weights need the backward matmul
-        Term("predictor.in", "routed", routed, 2 * T * d * w, 1, d * w + w),
-        Term("predictor.out", "routed", routed, 2 * T * w, 2, w + 1),
-    ]
-    blocks = block_terms(model, "dense", layers - routed, T, 1.0)
-    blocks += block_terms(model, "routed", routed, k, k / T)
-    return Ledger((*blocks, *routing, *model_terms(model, vocab, T)), T)
-
-
-LEDGERS: dict[str, Callable[[Any, int, int], Ledger]] = {"baseline": baseline_ledger, "mod": mod_ledger}
-
-
-def ledger(model: ModelConfig, data: DataConfig) -> Ledger:
-    """The ledger of a model whose shape is filled, on the data's vocabulary and sequence length."""
-    return LEDGERS[model.kind](model, data.vocab_size, data.sequence_length)
-
-
-def realised_forward(model: ModelConfig, data: DataConfig, capacities: list[float], convention: str) -> float:
-    """Forward FLOPs per token when routed block i takes the share ``capacities[i]`` of the tokens, as a causal
-    router does that is free to take more or fewer than the top-k."""
-    T = data.sequence_length
-    planned = ledger(model, data)
-    routed = len(capacities)
-    block = block_terms(model, "routed", 1, model.routed_tokens(T), 1.0)
-    rest = planned.forward(convention) - routed * Ledger(tuple(block), T).forward(convention)
-    taken = [block_terms(model, "routed", 1, round(c * T), 1.0) for c in capacities]
-    return (rest + sum(Ledger(tuple(terms), T).forward(convention) for terms in taken)) / T
 
 
 def dense_twin(model: ModelConfig) -> ModelConfig:

@@ -21,13 +21,13 @@ def std_of(name: str, shape: torch.Size, config: ModelConfig) -> float:
     """Standard deviation of a matrix: 1/sqrt(fan in); what writes to the residual stream shrinks with depth
     (Radford et al. 2019, sec. 2.3)."""
     layers, width, _ = config.shape
+    fan_in = 1 / math.sqrt(shape[-1])
     if name == "embedding.weight":
         return 1 / math.sqrt(width) if config.tie_embeddings else 1.0
     if name == "head.weight":
         return 1 / width  # logits start near zero (Yang et al. 2022, table 3)
     if name.endswith("router.weight"):
-        return config.router_init_std  # type: ignore[attr-defined]
-    fan_in = 1 / math.sqrt(shape[-1])
+        return getattr(config, "router_init_std", fan_in)
     if name.endswith(("attention.out.weight", "mlp.out.weight")):
         return fan_in / math.sqrt(2 * layers)
     return fan_in

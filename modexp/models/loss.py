@@ -1,8 +1,7 @@
-"""What training minimises: the language model's cross-entropy, and the predictors' on their own."""
+"""What training minimises: the language model's cross-entropy, what the routers add to it, and the predictors' own."""
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,13 +13,15 @@ def language_loss(output: Output, targets: Tensor) -> Tensor:
     return F.cross_entropy(output.logits.flatten(0, 1).float(), targets.flatten())
 
 
-def predictor_loss(output: Output) -> Tensor:
-    """Binary cross-entropy of membership in the top-k (sec. 3.5), mean over tokens, summed over routed blocks.
+def training_loss(output: Output, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """What is minimised, and the language model's part of it, which is what is reported.
 
-    Its gradient ends at the predictors, so it needs no weight against the language model's loss.
+    The predictors' loss needs no weight against the rest: its gradient ends at the predictors.
     """
-    losses = [
-        F.binary_cross_entropy_with_logits(routing.predicted.float(), routing.topk.float())
-        for routing in output.routings
-    ]
-    return torch.stack(losses).sum() if losses else output.logits.new_zeros(())
+    language = language_loss(output, targets)
+    total = language
+    for routing in output.routings:
+        for term in (routing.auxiliary, routing.separate):
+            if term is not None:
+                total = total + term
+    return total, language

@@ -1,88 +1,57 @@
-"""Mixture-of-Depths (Raposo et al. 2024, sec. 3): k tokens of each sequence go through the block, the rest past it.
+"""Mixture-of-Depths (Raposo et al. 2024, sec. 3): the k largest router weights of each sequence go through the block.
 
-B sequences, T tokens, k routed tokens, D width.
+B sequences, T tokens, k slots, D width.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from modexp.config.model import MoDConfig
-from modexp.models.transformer import Block, Rope, Routing
-
-GATES = {"raw": lambda r: r, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "none": torch.ones_like}
-
-
-class Router(nn.Linear):
-    """r = w . x for every token (eq. 1), in fp32: sixteen bits would tie the weights that top-k must order."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # autocast does not know the meta device, on which ledgers are checked
-        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.to(self.weight.dtype), self.weight).squeeze(-1)  # (B, T)
+from modexp.config.routing import MoDConfig
+from modexp.models.routed import Choice, Predictor, RoutedBlock, Router, members, top_k
+from modexp.models.transformer import Routing
 
 
-class Predictor(nn.Module):
-    """Logit that a token is in the top-k, from the router's input behind a stop-gradient (sec. 3.5)."""
+class MoDBlock(RoutedBlock):
+    """Expert-choice routing; a predictor, or the router's own sign, stands in for the top-k where it must be causal."""
 
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.inner = nn.Linear(width, hidden)
-        self.out = nn.Linear(hidden, 1)
+    config: MoDConfig
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(F.gelu(self.inner(x.detach()))).squeeze(-1)  # (B, T)
-
-
-def top_k(weights: Tensor, k: int) -> Tensor:
-    """Positions (B, k) of each row's k largest weights, in order of position, so that causality survives."""
-    return weights.topk(k, dim=-1, sorted=False).indices.sort(dim=-1).values
-
-
-def pack(taken: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions (B, k) of the tokens marked in ``taken`` (B, T), in order, k the most of any row; and which
-    slots hold one. Rows with fewer are filled up at their end, where the causal mask hides the filling."""
-    k = max(1, int(taken.sum(dim=-1).max()))  # waits for the device: evaluation only
-    index = taken.logical_not().to(torch.uint8).argsort(dim=-1, stable=True)[:, :k]
-    return index, taken.gather(1, index)
-
-
-class MoDBlock(Block):
-    """x_i + g(r_i) f_i(X~) for routed tokens i, x_i for the rest; X~ holds the routed tokens only."""
-
-    def __init__(self, config: MoDConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: MoDConfig, capacity: float, sequence_length: int) -> None:
+        super().__init__(config, capacity, sequence_length)
         _, width, _ = config.shape
+        self.limit = sequence_length  # a causal stand-in may take more tokens than the top-k, and it is measured
         self.router = Router(width)
-        self.predictor = Predictor(width, config.predictor_hidden)
-        self.capacity = config.routed_tokens
-        self.gate = GATES[config.gate]
+        self.predictor = Predictor(width, config.predictor_hidden) if config.causal == "predictor" else None
 
-    def forward(self, x: Tensor, rope: Rope, causal: bool) -> tuple[Tensor, Routing]:
-        weights = self.router(x)  # (B, T)
-        predicted = self.predictor(x)  # (B, T)
-        index = top_k(weights, self.capacity(x.shape[1]))  # (B, k)
-        topk = torch.zeros_like(weights, dtype=torch.bool).scatter(1, index, True)
-        taken = topk
-        gate = self.gate(weights.gather(1, index))  # (B, k)
-        if causal:
-            taken = predicted > 0
-            index, filled = pack(taken)
-            gate = self.gate(weights.gather(1, index)) * filled
-        return self.route(x, rope, index, gate), Routing(weights, predicted, topk, taken)
+    def choose(self, x: Tensor) -> Choice:
+        weights = self.router(x).squeeze(-1)  # (B, T)
+        if self.config.causal == "auxiliary":
+            predicted = weights
+        elif self.predictor is not None:
+            predicted = self.predictor(x).squeeze(-1)
+        else:
+            raise ValueError("model.causal=none leaves no causal decision")
+        return Choice(weights, predicted > 0, predicted)
 
-    def route(self, x: Tensor, rope: Rope, index: Tensor, gate: Tensor) -> Tensor:
-        """Send the tokens at ``index`` (B, k) through the block and add its delta, times ``gate`` (B, k)."""
-        B, T, D = x.shape
-        rows = torch.arange(B, device=x.device)[:, None] * T
-        flat = (index + rows).flatten()  # (B k): a row never reaches into another
-        chosen = x.flatten(0, 1).index_select(0, flat).view(B, -1, D)  # (B, k, D)
-        delta = self.delta(chosen, rope.at(index)) * gate.unsqueeze(-1)
-        return x.flatten(0, 1).index_add(0, flat, delta.flatten(0, 1).to(x.dtype)).view(B, T, D)
+    def train_choice(self, x: Tensor) -> tuple[Tensor, Tensor, Routing]:
+        weights = self.router(x).squeeze(-1)  # (B, T)
+        index = top_k(weights, self.slots(x.shape[1]))  # (B, k)
+        taken = members(index, x.shape[1])
+        gate = self.gate(weights.gather(1, index))
+        predicted, auxiliary, separate = None, None, None
+        if self.predictor is not None:
+            predicted = self.predictor(x).squeeze(-1)
+            separate = membership_loss(predicted, taken)
+        elif self.config.causal == "auxiliary":
+            # eq. of sec. 3.5: cross-entropy on the router's own outputs, which centres sigmoid(r) around 0.5
+            predicted = weights
+            auxiliary = self.config.auxiliary_weight * membership_loss(weights, taken)
+        return index, gate, Routing(weights, taken, predicted, auxiliary, separate)
+
+
+def membership_loss(predicted: Tensor, taken: Tensor) -> Tensor:
+    """Binary cross-entropy of membership in the top-k, mean over tokens."""
+    return F.binary_cross_entropy_with_logits(predicted.float(), taken.to(torch.float32))

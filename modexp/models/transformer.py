@@ -17,12 +17,13 @@ from modexp.config.model import ModelConfig
 
 
 class Routing(NamedTuple):
-    """What one routed block decided."""
+    """What one routed block decided. With experts the first three have a last dimension E."""
 
-    weights: Tensor  # (B, T) router weights r
-    predicted: Tensor  # (B, T) logits of the causal predictor
-    topk: Tensor  # (B, T) bool: membership in the top-k, the predictor's target
-    taken: Tensor  # (B, T) bool: tokens that went through the block in this pass
+    weights: Tensor  # (B, T) router weights
+    taken: Tensor  # (B, T) bool: tokens that went through in this pass
+    predicted: Tensor | None = None  # (B, T) logits of membership in the top-k
+    auxiliary: Tensor | None = None  # what the router adds to the loss: balance and the like, weighted
+    separate: Tensor | None = None  # loss of parameters that share no gradient with the rest: the predictors'
 
 
 class Output(NamedTuple):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from modexp.config.root import Config
 from modexp.config.study import GridConfig
 from modexp.errors import UserError
-from modexp.flops.transformer import ledger
+from modexp.kinds import ledger
 from modexp.plan.ladder import Shape, ladder, with_shape
 from modexp.plan.run import RunPlan, optimal_shape, plan_run
 

@@ -14,7 +14,8 @@ from functools import lru_cache
 from modexp.config.data import DataConfig
 from modexp.config.model import ModelConfig
 from modexp.errors import UserError
-from modexp.flops.transformer import dense_twin, ledger
+from modexp.flops.transformer import dense_twin
+from modexp.kinds import ledger
 
 Shape = tuple[int, int, int]  # layers, width, heads
 

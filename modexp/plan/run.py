@@ -10,7 +10,8 @@ from modexp.config.model import ModelConfig
 from modexp.config.root import Config
 from modexp.errors import UserError
 from modexp.flops.ledger import Ledger
-from modexp.flops.transformer import dense_twin, ledger
+from modexp.flops.transformer import dense_twin
+from modexp.kinds import ledger
 from modexp.plan.hyperparameters import batch_sequences, lr_peak
 from modexp.plan.ladder import Shape, format_size, ladder, rung_of_size, with_shape
 

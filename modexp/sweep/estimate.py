@@ -9,7 +9,7 @@ import torch
 
 from modexp.config.root import Config
 from modexp.models.build import build
-from modexp.models.loss import language_loss, predictor_loss
+from modexp.models.loss import training_loss
 from modexp.plan.grid import PlannedRun
 from modexp.plan.run import RunPlan
 from modexp.train.hardware import autocast, choose_device, memory_free, wait
@@ -44,7 +44,7 @@ def flops_per_second(runs: Sequence[PlannedRun], precision: str) -> float:
         start = time.perf_counter()
         with autocast(device, precision):
             output = model(tokens[:, :-1])
-        (language_loss(output, tokens[:, 1:]) + predictor_loss(output)).backward()
+        training_loss(output, tokens[:, 1:])[0].backward()
         wait(device)
         times.append(time.perf_counter() - start)
         if time.perf_counter() - begin > ENOUGH_SECONDS:

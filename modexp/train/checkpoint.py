@@ -38,8 +38,13 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters by name; a tied head appears once, under the embedding's."""
-    return {name: p.detach().contiguous() for name, p in model.named_parameters()}
+    """Parameters and persistent buffers by name; a tied head appears once, under the embedding's."""
+    return {name: tensor.detach().contiguous() for name, tensor in stored(model).items()}
+
+
+def stored(model: nn.Module) -> dict[str, Tensor]:
+    kept = model.state_dict().keys()
+    return {**dict(model.named_parameters()), **{n: b for n, b in model.named_buffers() if n in kept}}
 
 
 def write_synced(path: Path, content: bytes) -> int:
@@ -96,7 +101,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, An
 
 
 def load_weights(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
-    own = dict(model.named_parameters())
+    own = stored(model)
     if own.keys() != tensors.keys() or any(own[n].shape != t.shape for n, t in tensors.items()):
         raise RunFailed(f"{where} holds the weights of another model")
     with torch.no_grad():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from modexp.config.model import ModelConfig
 from modexp.models.loss import language_loss
 from modexp.models.transformer import Output, Transformer
 from modexp.train.hardware import autocast
@@ -16,38 +16,22 @@ from modexp.train.hardware import autocast
 EVAL_TOKENS = 8192  # tokens a forward pass, about
 
 
-@dataclass
-class RoutingCounts:
-    """Per routed block: tokens counted by membership in the top-k and by what the predictor says."""
+class RoutingCounts(NamedTuple):
+    """Per routed block, tokens (with experts: tokens times experts) that went through, were predicted to, or both."""
 
-    hits: Tensor  # (layers,) in the top-k and predicted
-    predicted: Tensor
-    topk: Tensor
+    slots: Tensor  # (layers,) all there are
     taken: Tensor
-    tokens: int
+    predicted: Tensor
+    hits: Tensor
 
-    @classmethod
-    def of(cls, output: Output) -> RoutingCounts:
-        def count(pick: Any) -> Tensor:
-            return torch.stack([pick(r).sum() for r in output.routings]).double()
 
-        first = output.routings[0]
-        return cls(
-            count(lambda r: (r.predicted > 0) & r.topk),
-            count(lambda r: r.predicted > 0),
-            count(lambda r: r.topk),
-            count(lambda r: r.taken),
-            first.topk.numel(),
-        )
-
-    def __add__(self, other: RoutingCounts) -> RoutingCounts:
-        return RoutingCounts(
-            self.hits + other.hits,
-            self.predicted + other.predicted,
-            self.topk + other.topk,
-            self.taken + other.taken,
-            self.tokens + other.tokens,
-        )
+def count(output: Output) -> RoutingCounts:
+    rows = []
+    for routing in output.routings:
+        predicted = routing.taken if routing.predicted is None else routing.predicted > 0
+        parts = (torch.ones_like(predicted), routing.taken, predicted, predicted & routing.taken)
+        rows.append(torch.stack([part.sum() for part in parts]))
+    return RoutingCounts(*torch.stack(rows, dim=1).double().cpu())
 
 
 @torch.no_grad()
@@ -56,6 +40,7 @@ def run_pass(
 ) -> tuple[float, RoutingCounts | None]:
     """Mean loss in nats a token over ``sequences`` (n, T + 1), and the routing counts."""
     total, counts = 0.0, None
+    torch.manual_seed(0)  # of a router that draws its weights: the same ones at every validation
     per_pass = max(1, EVAL_TOKENS // (sequences.shape[1] - 1))
     for chunk in sequences.split(per_pass):
         chunk = chunk.to(device)
@@ -63,35 +48,38 @@ def run_pass(
             output = model(chunk[:, :-1], causal=causal)
         total += language_loss(output, chunk[:, 1:]).item() * len(chunk)
         if output.routings:
-            found = RoutingCounts.of(output)
-            counts = found if counts is None else counts + found
+            found = count(output)
+            counts = found if counts is None else RoutingCounts(*(a + b for a, b in zip(counts, found, strict=True)))
     return total / len(sequences), counts
 
 
 def evaluate(
     model: Transformer,
+    config: ModelConfig,
     sequences: Tensor,
     device: torch.device,
     precision: str,
     bytes_per_token: float,
-    routed_layers: tuple[int, ...],
 ) -> dict[str, float]:
     """Rows for metrics.jsonl.
 
-    ``val/loss`` is nats a token with causal decisions; ``val/loss_topk`` uses the future and is no headline.
-    Precision and recall compare the predictor with the top-k of the pass that the top-k decides.
+    ``val/loss`` is nats a token with causal decisions. Where training decides otherwise, ``val/loss_topk`` is the loss
+    with those decisions: it uses the future and is no headline. Precision and recall compare what is predicted
+    with what the top-k takes, in the pass that the top-k decides.
     """
-    loss, causal = run_pass(model, sequences, device, precision, causal=True)
-    row = {"val/loss": loss, "val/bits_per_byte": loss / math.log(2) / bytes_per_token}
-    if causal is None:
-        return row
-    row["val/loss_topk"], counts = run_pass(model, sequences, device, precision, causal=False)
-    assert counts is not None
-    hits = counts.hits.sum().item()
-    row["val/predictor_precision"] = hits / max(1.0, counts.predicted.sum().item())
-    row["val/predictor_recall"] = hits / counts.topk.sum().item()
-    taken = causal.taken / causal.tokens
-    row["val/capacity"] = taken.mean().item()
-    for layer, share in zip(routed_layers, taken.tolist(), strict=True):
-        row[f"val/capacity.layer{layer}"] = share
+    row: dict[str, float] = {}
+    if config.can_be_causal:
+        loss, counts = run_pass(model, sequences, device, precision, causal=True)
+        row |= {"val/loss": loss, "val/bits_per_byte": loss / math.log(2) / bytes_per_token}
+        if counts is not None:
+            shares = counts.taken / counts.slots
+            row["val/capacity"] = shares.mean().item()
+            layers = zip(config.routed_layers(), shares.tolist(), strict=True)
+            row |= {f"val/capacity.layer{layer}": share for layer, share in layers}
+    if config.sees_future:
+        row["val/loss_topk"], counts = run_pass(model, sequences, device, precision, causal=False)
+        if counts is not None and config.predicts:
+            hits = counts.hits.sum().item()
+            row["val/predictor_precision"] = hits / max(1.0, counts.predicted.sum().item())
+            row["val/predictor_recall"] = hits / counts.taken.sum().item()
     return row

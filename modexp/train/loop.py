@@ -18,12 +18,13 @@ import torch
 
 from modexp.config.root import Config
 from modexp.config.root import to_tree as config_tree
+from modexp.config.routing import LayersConfig
 from modexp.data.corpus import Corpus, open_corpus
 from modexp.errors import Interrupted, ModexpError, RunFailed
 from modexp.files import write_json, write_text
-from modexp.flops.transformer import realised_forward
+from modexp.kinds import realised_forward
 from modexp.models.build import build
-from modexp.models.loss import language_loss, predictor_loss
+from modexp.models.loss import training_loss
 from modexp.models.transformer import Transformer
 from modexp.runs import RunDir
 from modexp.train import checkpoint
@@ -182,8 +183,9 @@ class Training:
                         return f"the training loss is {row['train/loss']} at step {state.step}"
                     if due:
                         row |= self.evaluate()
-                        if not math.isfinite(row["val/loss"]):
-                            return f"the held-out loss is {row['val/loss']} at step {state.step}"
+                        held_out = row.get("val/loss", row.get("val/loss_topk", math.nan))
+                        if not math.isfinite(held_out):
+                            return f"the held-out loss is {held_out} at step {state.step}"
                     metrics.write(json.dumps(row) + "\n")
                     metrics.flush()
                     tracker.log(row)
@@ -209,12 +211,13 @@ class Training:
         last = state.step == plan["steps"] - 1
         batch_size = plan["last_batch_size"] if last else plan["batch_size"]
         batch = self.batch(state.sequences, state.sequences + batch_size)
+        torch.manual_seed(self.config.seed * 2**31 + state.step)  # noise is a function of the step, not of history
         for chunk in batch.split(self.micro):
             with autocast(self.device, self.precision):
                 output = self.forward(chunk[:, :-1])
-            loss = language_loss(output, chunk[:, 1:])
+            total, loss = training_loss(output, chunk[:, 1:])
             weight = len(chunk) / batch_size
-            ((loss + predictor_loss(output)) * weight).backward()
+            (total * weight).backward()
             self.loss_sum += loss.detach() * weight
         norm = clip_gradients(self.model, self.config.optim.grad_clip)
         lr = lr_at(state.step, plan["steps"], plan["warmup_steps"], plan["lr"], self.config.schedule.final_lr)
@@ -260,11 +263,11 @@ class Training:
         self.model.eval()
         row = evaluate(
             self.model,
+            self.config.model,
             self.held_out,
             self.device,
             self.precision,
             self.text["validation_bytes_per_token"],
-            self.config.model.routed_layers(),
         )
         self.model.train()
         self.state.eval_seconds += time.perf_counter() - begin
@@ -303,10 +306,10 @@ class Training:
             "precision": self.precision,
             "provenance": provenance(describe(self.device)),
         }
-        capacities = {k: v for k, v in last.items() if k.startswith("val/capacity.layer")}
-        if capacities:
+        capacities = [v for k, v in last.items() if k.startswith("val/capacity.layer")]
+        if isinstance(self.config.model, LayersConfig) and capacities:
             result["flops_per_token_causal"] = realised_forward(
-                self.config.model, self.config.data, list(capacities.values()), plan["convention"]
+                self.config.model, self.config.data, capacities, plan["convention"]
             )
         return result
 

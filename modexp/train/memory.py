@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from modexp.config.data import DataConfig
 from modexp.config.model import ModelConfig
+from modexp.kinds import ledger
 
 SHARE = 0.5  # of the free memory that a plan relies on: allocators fragment, other processes come
 LARGEST_TOKENS = 65_536  # of a micro-batch: beyond it nothing gets faster
@@ -16,13 +17,13 @@ def training_bytes_per_token(model: ModelConfig, data: DataConfig) -> int:
     residuals (about 16 widths), and the MLP's hidden units before and after the activation; the head keeps the
     logits, their float copy and their gradient.
     """
-    layers, d, _ = model.shape
+    _, d, _ = model.shape
+    T = data.sequence_length
+    terms = ledger(model, data).terms
+    blocks = sum(t.count * t.forward for t in terms if t.name == "attention.qkv") / (6 * T * d * d)
+    inner = sum(t.count * t.forward for t in terms if t.name.endswith((".in", ".up", ".gate"))) / (2 * T * d)
     routed = len(model.routed_layers())
-    share = model.routed_tokens(data.sequence_length) / data.sequence_length
-    blocks = layers - routed + routed * share
-    hidden = model.mlp_hidden * (3 if model.mlp == "swiglu" else 2)
-    elements = blocks * (16 * d + hidden) + routed * 4 * d + 3 * data.vocab_size
-    return round(4 * elements)
+    return round(4 * (blocks * 16 * d + 2 * inner + routed * 4 * d + 3 * data.vocab_size))
 
 
 def micro_batch(model: ModelConfig, data: DataConfig, batch: int, params: int, free_bytes: int) -> int:

@@ -33,6 +33,11 @@ def count(number: float) -> str:
     return f"{number:.3g}"
 
 
+def held_out(row: dict[str, Any]) -> float | None:
+    """The held-out loss of a row, causal where there is such; None between validations."""
+    return row.get("val/loss", row.get("val/loss_topk"))
+
+
 class Progress:
     """Use as a context manager; call :meth:`show` with each row of metrics."""
 
@@ -63,16 +68,14 @@ class Progress:
             f"  lr {row['train/lr']:.1e}  {count(row['perf/tokens_per_s'])} tok/s"
             f"  mfu {row['perf/mfu']:.0%}" + (f"  eta {duration(left)}" if done else "")
         )
-        if "val/loss" in row:
-            text += f"  val {row['val/loss']:.4f}"
-        return text
+        return text + (f"  val {held_out(row):.4f}" if held_out(row) is not None else "")
 
     def show(self, row: dict[str, Any]) -> None:
         text = self.line(row)
         if self.live:
             self.live.update(text)
-            if "val/loss" in row:
+            if held_out(row) is not None:
                 self.console.print(text)
-        elif "val/loss" in row or time.monotonic() - self.last_plain > PLAIN_EVERY:
+        elif held_out(row) is not None or time.monotonic() - self.last_plain > PLAIN_EVERY:
             print(f"{self.name}  {text}", file=sys.stderr, flush=True)
             self.last_plain = time.monotonic()

@@ -1,0 +1,136 @@
+"""What all blocks that let tokens pass by have in common: packing, the delta times its gate, capacity in order.
+
+B sequences, T tokens, k slots, D width.
+
+A block chooses in one of two ways. While it trains it fills k static slots (:meth:`RoutedBlock.train_choice`). Where
+the future must not be seen, each token is judged on its own (:meth:`RoutedBlock.choose`), and at most
+``limit`` tokens of a sequence go through, the first ones: so a decoder that meets tokens one by one decides alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modexp.config.routing import RoutedConfig
+from modexp.models.transformer import Block, Rope, Routing
+
+GATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "raw": lambda r: r,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "none": torch.ones_like,
+}
+
+
+class Choice(NamedTuple):
+    """What a router makes of each token on its own."""
+
+    weights: Tensor  # (B, T) router weights r
+    wanted: Tensor  # (B, T) bool: would go through, were there room
+    predicted: Tensor | None = None  # (B, T) logits of membership in the top-k, where one is predicted
+
+
+class Router(nn.Linear):
+    """r = w . x for every token (eq. 1), in fp32: sixteen bits would tie the weights that top-k must order."""
+
+    def __init__(self, width: int, paths: int = 1) -> None:
+        super().__init__(width, paths, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # autocast does not know the meta device, on which ledgers are checked
+        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.to(self.weight.dtype), self.weight)  # (B, T, paths)
+
+
+class Predictor(nn.Module):
+    """Logits of membership in each top-k, from the router's input behind a stop-gradient (sec. 3.5)."""
+
+    def __init__(self, width: int, hidden: int, outputs: int = 1) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width, hidden)
+        self.out = nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.gelu(self.inner(x.detach())))  # (B, T, outputs)
+
+
+def top_k(weights: Tensor, k: int) -> Tensor:
+    """Positions (B, k) of each row's k largest weights, in order of position, so that causality survives."""
+    return weights.topk(k, dim=-1, sorted=False).indices.sort(dim=-1).values
+
+
+def members(index: Tensor, T: int) -> Tensor:
+    """(B, T) bool: the positions in ``index`` (B, k)."""
+    return torch.zeros(*index.shape[:-1], T, dtype=torch.bool, device=index.device).scatter(-1, index, True)
+
+
+def pack(taken: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Positions (B, k) of the tokens marked in ``taken`` (B, T), in order; and which slots hold one.
+
+    Rows with fewer than k are filled up at their end, where the causal mask hides the filling.
+    """
+    index = taken.logical_not().to(torch.uint8).argsort(dim=-1, stable=True)[..., :k]
+    return index, taken.gather(-1, index)
+
+
+def first(taken: Tensor, limit: int, used: Tensor | int = 0) -> Tensor:
+    """The first ``limit`` tokens marked in each row of ``taken``, ``used`` of them spent before; later ones drop."""
+    return taken & (taken.long().cumsum(dim=-1) + used <= limit)
+
+
+def most(taken: Tensor) -> int:
+    """Slots that the fullest row needs. Waits for the device: evaluation only."""
+    return max(1, int(taken.sum(dim=-1).max()))
+
+
+class RoutedBlock(Block):
+    """x_i + g(r_i) f_i(X~) for tokens i that go through, x_i for the rest; X~ holds the former only (sec. 3.4)."""
+
+    def __init__(self, config: RoutedConfig, capacity: float, sequence_length: int) -> None:
+        super().__init__(config)
+        self.config = config
+        self.capacity = capacity
+        self.limit = self.slots(sequence_length)
+        self.gate = GATES[config.gate]
+
+    def slots(self, T: int) -> int:
+        return self.config.slots(self.capacity, T)
+
+    def choose(self, x: Tensor) -> Choice:
+        """Judge each token of ``x`` (B, T, D) on its own."""
+        raise NotImplementedError
+
+    def train_choice(self, x: Tensor) -> tuple[Tensor, Tensor, Routing]:
+        """While training: positions (B, k), gates (B, k) and what is to be known of it. Here: as :meth:`choose`."""
+        return self.fill(self.choose(x), self.slots(x.shape[1]))
+
+    def fill(self, choice: Choice, k: int) -> tuple[Tensor, Tensor, Routing]:
+        """The first k tokens of each row that want to go through."""
+        taken = first(choice.wanted, k)
+        index, filled = pack(taken, k)
+        gate = self.gate(choice.weights.gather(1, index)) * filled
+        return index, gate, Routing(choice.weights, taken, choice.predicted)
+
+    def forward(self, x: Tensor, rope: Rope, causal: bool) -> tuple[Tensor, Routing]:
+        if causal:
+            choice = self.choose(x)
+            choice = choice._replace(wanted=first(choice.wanted, self.limit))
+            index, gate, routing = self.fill(choice, most(choice.wanted))
+        else:
+            index, gate, routing = self.train_choice(x)
+        return self.route(x, rope, index, gate), routing
+
+    def route(self, x: Tensor, rope: Rope, index: Tensor, gate: Tensor) -> Tensor:
+        """Send the tokens at ``index`` (B, k) through the block and add its delta, times ``gate`` (B, k)."""
+        B, T, D = x.shape
+        rows = torch.arange(B, device=x.device)[:, None] * T
+        flat = (index + rows).flatten()  # (B k): a row never reaches into another
+        chosen = x.flatten(0, 1).index_select(0, flat).view(B, -1, D)  # (B, k, D)
+        delta = self.delta(chosen, rope.at(index)) * gate.unsqueeze(-1)
+        return x.flatten(0, 1).index_add(0, flat, delta.flatten(0, 1).to(x.dtype)).view(B, T, D)

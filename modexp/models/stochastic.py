@@ -1,0 +1,36 @@
+"""The paper's control (Fig. 3): the k largest of Gaussian noise go through; nothing about routing is learned."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+from modexp.config.routing import StochasticConfig
+from modexp.models.routed import Choice, RoutedBlock, members, top_k
+from modexp.models.transformer import Routing
+
+
+class StochasticBlock(RoutedBlock):
+    def __init__(self, config: StochasticConfig, capacity: float, sequence_length: int) -> None:
+        super().__init__(config, capacity, sequence_length)
+        self.limit = sequence_length
+        # one token alone goes through when its noise exceeds what a share `capacity` of all noise exceeds
+        self.quantile = NormalDist().inv_cdf(1 - capacity) if capacity < 1 else -math.inf
+
+    def choose(self, x: Tensor) -> Choice:
+        weights = noise(x)
+        return Choice(weights, weights > self.quantile)
+
+    def train_choice(self, x: Tensor) -> tuple[Tensor, Tensor, Routing]:
+        weights = noise(x)
+        index = top_k(weights, self.slots(x.shape[1]))
+        gate = self.gate(weights.gather(1, index))
+        return index, gate, Routing(weights, members(index, x.shape[1]))
+
+
+def noise(x: Tensor) -> Tensor:
+    """(B, T) standard normal; the training loop seeds it step by step."""
+    return torch.randn(x.shape[:2], device=x.device)

@@ -11,10 +11,11 @@ from importlib import import_module
 from typing import Any
 
 from modexp.config.data import DataConfig
+from modexp.config.experts import IntegratedConfig, MoEConfig, StagedConfig
 from modexp.config.model import BaselineConfig, ModelConfig
 from modexp.config.routing import LayersConfig, MoDConfig, StochasticConfig, ThresholdConfig, TokenChoiceConfig
 from modexp.errors import UserError
-from modexp.flops import routed, transformer
+from modexp.flops import experts, routed, transformer
 from modexp.flops.ledger import Ledger
 
 
@@ -37,6 +38,9 @@ KINDS: dict[str, Kind] = {
     "mod_stochastic": Kind(StochasticConfig, routed.stochastic_ledger, "modexp.models.build:stochastic_blocks"),
     "mod_token_choice": Kind(TokenChoiceConfig, routed.token_choice_ledger, "modexp.models.build:token_choice_blocks"),
     "mod_threshold": Kind(ThresholdConfig, routed.threshold_ledger, "modexp.models.build:threshold_blocks"),
+    "moe": Kind(MoEConfig, experts.moe_ledger, "modexp.models.build:moe_blocks"),
+    "mode_integrated": Kind(IntegratedConfig, experts.moe_ledger, "modexp.models.build:moe_blocks"),
+    "mode_staged": Kind(StagedConfig, experts.staged_ledger, "modexp.models.build:staged_blocks"),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -9,10 +11,11 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from modexp.config.data import DataConfig
+from modexp.config.experts import EXPERT_ROUTINGS
 from modexp.config.model import BaselineConfig, ModelConfig
-from modexp.config.routing import GATES, MoDConfig
+from modexp.config.routing import CAUSAL_RULES, GATES, MoDConfig
 from modexp.flops.transformer import dense_twin
-from modexp.kinds import ledger, realised_forward
+from modexp.kinds import KINDS, ledger, realised_forward
 from modexp.models.build import assemble, build
 from modexp.models.loss import training_loss
 
@@ -32,16 +35,30 @@ def shapes(draw: st.DrawFn) -> dict[str, object]:
 
 @st.composite
 def models(draw: st.DrawFn) -> ModelConfig:
-    shape = draw(shapes())
-    if draw(st.booleans()):
-        return BaselineConfig(**shape)  # type: ignore[arg-type]
-    return MoDConfig(
-        **shape,  # type: ignore[arg-type]
-        capacity=draw(st.sampled_from([0.01, 0.125, 0.5, 0.95, 1.0])),
-        every=draw(st.integers(1, shape["n_layers"])),  # type: ignore[arg-type]
-        gate=draw(st.sampled_from(GATES)),
-        predictor_hidden=draw(st.integers(1, 40)),
-    )
+    """Every kind, with whatever it can be given."""
+    shape: dict[str, object] = draw(shapes())
+    name = draw(st.sampled_from(sorted(KINDS)))
+    config = KINDS[name].config
+    fields = {f.name for f in dataclasses.fields(config)}
+    capacities = st.sampled_from([0.01, 0.125, 0.5, 0.95, 1.0])
+    choices = {
+        "every": st.integers(1, shape["n_layers"]),  # type: ignore[arg-type]
+        "capacity": capacities,
+        "gate": st.sampled_from(["raw", "none"] if name == "mod_token_choice" else GATES),
+        "causal": st.sampled_from(CAUSAL_RULES),
+        "predictor_hidden": st.integers(1, 40),
+        "headroom": st.sampled_from([1.0, 1.25, 3.0]),
+        "experts": st.integers(1, 5),
+        "noop_experts": st.integers(0, 3),
+        "expert_routing": st.sampled_from(EXPERT_ROUTINGS),
+        "expert_capacity": st.sampled_from([0.1, 0.5, 1.0, 1.25]),
+    }
+    values = {key: draw(choice) for key, choice in choices.items() if key in fields}
+    model = config(**shape, **values)  # type: ignore[arg-type]
+    if "capacity" in values and draw(st.booleans()):
+        each = [draw(capacities) for _ in model.routed_layers()]
+        model = dataclasses.replace(model, capacity=each)  # type: ignore[call-arg]
+    return model
 
 
 def counted(model: ModelConfig, data: DataConfig, batch: int) -> tuple[int, int, int]:
@@ -58,7 +75,7 @@ def counted(model: ModelConfig, data: DataConfig, batch: int) -> tuple[int, int,
     return forward.get_total_flops(), backward.get_total_flops(), parameters
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(model=models(), T=st.integers(2, 70), vocab=st.integers(2, 300), batch=st.integers(1, 3))
 def test_ledger_is_what_pytorch_counts(model: ModelConfig, T: int, vocab: int, batch: int) -> None:
     data = DataConfig(tokenizer="other", vocab_size=vocab, sequence_length=T)

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from modexp.config.data import DataConfig
@@ -18,6 +17,7 @@ from modexp.models.loss import language_loss
 from modexp.models.mod import MoDBlock
 from modexp.models.routed import pack, top_k
 from modexp.models.transformer import Rope, Transformer, rope_table
+from tests.reference import block_delta, rms_norm
 
 SHAPE = {"n_layers": 4, "d_model": 32, "n_heads": 4}
 DATA = DataConfig(vocab_size=256, sequence_length=48)
@@ -38,38 +38,6 @@ def lively(config: ModelConfig, seed: int = 0) -> Transformer:
     return model
 
 
-# ---- a reference: every token computed, masks for those not routed, loops over rows and heads -------------------
-
-
-def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
-    return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6) * gain
-
-
-def rotated(x: Tensor, theta: float) -> Tensor:
-    """(T, P2) with the true position of every row, as complex numbers."""
-    T, width = x.shape
-    angle = torch.arange(T)[:, None] * theta ** (-torch.arange(0, width, 2) / width)
-    turned = torch.complex(x[:, : width // 2], x[:, width // 2 :]) * torch.polar(torch.ones_like(angle), angle)
-    return torch.cat((turned.real, turned.imag), dim=-1)
-
-
-def masked_delta(block: MoDBlock, x: Tensor, member: Tensor, theta: float) -> Tensor:
-    """f of one row (T, D) in which only the tokens marked in ``member`` (T,) exist; the others' rows mean nothing."""
-    T, D = x.shape
-    heads = block.attention.heads
-    q, k, v = (rms_norm(x, block.attention_norm.weight) @ block.attention.qkv.weight.T).split(D, dim=-1)
-    outputs = []
-    for h in range(heads):
-        columns = slice(h * D // heads, (h + 1) * D // heads)
-        scores = rotated(q[:, columns], theta) @ rotated(k[:, columns], theta).T / math.sqrt(D // heads)
-        visible = torch.tril(torch.ones(T, T, dtype=torch.bool)) & member[None, :]
-        scores = scores.masked_fill(~visible, -1e30)
-        outputs.append(scores.softmax(-1) @ v[:, columns])
-    attended = torch.cat(outputs, -1) @ block.attention.out.weight.T
-    inner = rms_norm(x + attended, block.mlp_norm.weight) @ block.mlp.inner.weight.T
-    return attended + F.gelu(inner) @ block.mlp.out.weight.T
-
-
 def reference(model: Transformer, config: MoDConfig, ids: Tensor, causal: bool) -> Tensor:
     gates = {"raw": lambda r: r, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "none": torch.ones_like}
     rows = []
@@ -88,7 +56,7 @@ def reference(model: Transformer, config: MoDConfig, ids: Tensor, causal: bool) 
                     member = torch.zeros(T, dtype=torch.bool)
                     member[best] = True
                 gate = gates[config.gate](r) * member
-            x = x + gate[:, None] * masked_delta(block, x, member, config.rope_theta)
+            x = x + gate[:, None] * block_delta(block, x, member, config.rope_theta)
         rows.append(rms_norm(x, model.norm.weight) @ model.head.weight.T)
     return torch.stack(rows)
 
@@ -140,7 +108,7 @@ def test_a_block_that_adds_nothing_leaves_every_token_exactly_unchanged(gate: st
 def test_bypassing_tokens_are_exactly_unchanged() -> None:
     block = lively(MoDConfig(**SHAPE)).blocks[1]
     x = torch.randn(2, 48, 32)
-    after, routing = block(x, Rope(*rope_table(48, 8, 1e4)), False)
+    after, (routing,) = block(x, Rope(*rope_table(48, 8, 1e4)), False)
     assert torch.equal(after[~routing.taken], x[~routing.taken])
     assert not torch.isclose(after[routing.taken], x[routing.taken]).all(dim=-1).any()
     assert routing.taken.sum(-1).tolist() == [6, 6]
@@ -233,7 +201,7 @@ def test_predictor_leaves_the_language_model_alone() -> None:
 def test_router_learns_through_the_gate_of_chosen_tokens_only() -> None:
     block = lively(MoDConfig(**SHAPE)).blocks[1]
     x = torch.randn(1, 48, 32)
-    after, routing = block(x, Rope(*rope_table(48, 8, 1e4)), False)
+    after, (routing,) = block(x, Rope(*rope_table(48, 8, 1e4)), False)
     weight = block.router.weight
     (bypassed,) = torch.autograd.grad(after[~routing.taken].square().sum(), weight, retain_graph=True)
     (chosen,) = torch.autograd.grad(after[routing.taken].square().sum(), weight)

@@ -50,8 +50,12 @@ class LayersConfig(ModelConfig):
         first = self.every - 1 if self.offset is None else self.offset
         return tuple(range(first, self.n_layers, self.every))
 
+    def routing_places(self) -> tuple[str, ...]:
+        """Names of the decisions a forward pass takes, in their order."""
+        return tuple(f"layer{i}" for i in self.routed_layers())
+
     def realised(self, capacities: list[float]) -> LayersConfig:
-        """This model as if it had been planned for the capacities that were measured, one a routed block."""
+        """This model as if it had been planned for the capacities that were measured, one a decision."""
         raise NotImplementedError
 
 
@@ -129,7 +133,7 @@ class StochasticConfig(RoutedConfig):
 
 @dataclass(frozen=True)
 class TokenChoiceConfig(RoutedConfig):
-    """Each token chooses its path by a softmax over {block, bypass} (sec. 3.3); its weight is the block's probability."""
+    """Each token chooses by a softmax over {block, bypass} (sec. 3.3); its weight is the block's probability."""
 
     kind: str = "mod_token_choice"
     router_init_std: float = 0.02

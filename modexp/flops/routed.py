@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 
-from modexp.config.routing import MoDConfig, RoutedConfig, StochasticConfig, ThresholdConfig, TokenChoiceConfig
+from modexp.config.routing import (
+    LayersConfig,
+    MoDConfig,
+    RoutedConfig,
+    StochasticConfig,
+    ThresholdConfig,
+    TokenChoiceConfig,
+)
 from modexp.flops.ledger import Ledger, Term
 from modexp.flops.transformer import block_terms, model_terms
 
@@ -25,13 +32,15 @@ def router(model: RoutedConfig, T: int, paths: int, learns: bool) -> Term:
     return Term("router", "routed", len(model.routed_layers()), 2 * T * d * paths, 2 if learns else 0, d * paths)
 
 
-def predictor(model: RoutedConfig, T: int, hidden: int, outputs: int = 1) -> list[Term]:
+def predictor(
+    model: LayersConfig, tokens: int, hidden: int, outputs: int, count: int, share: float, name: str = "predictor"
+) -> list[Term]:
     """An MLP behind a stop-gradient: of its first matmul only the weights' half of the backward pass runs."""
     _, d, _ = model.shape
-    count = len(model.routed_layers())
+    first, last = 2 * tokens * d * hidden, 2 * tokens * hidden * outputs
     return [
-        Term("predictor.in", "routed", count, 2 * T * d * hidden, 1, d * hidden + hidden),
-        Term("predictor.out", "routed", count, 2 * T * hidden * outputs, 2, hidden * outputs + outputs),
+        Term(f"{name}.in", "routed", count, first, 1, d * hidden + hidden, share),
+        Term(f"{name}.out", "routed", count, last, 2, hidden * outputs + outputs, share),
     ]
 
 
@@ -39,7 +48,7 @@ def mod_ledger(model: MoDConfig, vocab: int, T: int) -> Ledger:
     # under gate none the router decides through its order alone, unless the auxiliary loss reads its weights
     routing = [router(model, T, 1, learns=model.gate != "none" or model.causal == "auxiliary")]
     if model.causal == "predictor":
-        routing += predictor(model, T, model.predictor_hidden)
+        routing += predictor(model, T, model.predictor_hidden, 1, len(model.routed_layers()), 1.0)
     return routed_ledger(model, vocab, T, routing)
 
 

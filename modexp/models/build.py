@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from modexp.config.data import DataConfig
+from modexp.config.experts import MoEConfig, StagedConfig
 from modexp.config.model import ModelConfig
 from modexp.config.routing import MoDConfig, RoutedConfig, StochasticConfig, ThresholdConfig, TokenChoiceConfig
 from modexp.kinds import kind
+from modexp.models.experts import MoEBlock, StagedBlock
 from modexp.models.init import initialise
 from modexp.models.mod import MoDBlock
 from modexp.models.routed import RoutedBlock
@@ -19,7 +24,9 @@ def baseline_blocks(config: ModelConfig, sequence_length: int) -> list[Block]:
     return [Block(config) for _ in range(config.shape[0])]
 
 
-def routed_blocks(block: type[RoutedBlock], config: RoutedConfig, sequence_length: int) -> list[Block]:
+def routed_blocks(
+    block: Callable[[Any, float, int], RoutedBlock], config: RoutedConfig, sequence_length: int
+) -> list[Block]:
     """Dense blocks, with ``block`` in the places that route."""
     capacities = dict(zip(config.routed_layers(), config.capacities(), strict=True))
     return [
@@ -42,6 +49,17 @@ def token_choice_blocks(config: TokenChoiceConfig, sequence_length: int) -> list
 
 def threshold_blocks(config: ThresholdConfig, sequence_length: int) -> list[Block]:
     return routed_blocks(ThresholdBlock, config, sequence_length)
+
+
+def moe_blocks(config: MoEConfig, sequence_length: int) -> list[Block]:
+    special = config.routed_layers()
+    return [
+        MoEBlock(config, sequence_length) if layer in special else Block(config) for layer in range(config.shape[0])
+    ]
+
+
+def staged_blocks(config: StagedConfig, sequence_length: int) -> list[Block]:
+    return routed_blocks(StagedBlock, config, sequence_length)
 
 
 def assemble(config: ModelConfig, data: DataConfig) -> Transformer:

@@ -28,7 +28,7 @@ def std_of(name: str, shape: torch.Size, config: ModelConfig) -> float:
         return 1 / width  # logits start near zero (Yang et al. 2022, table 3)
     if name.endswith("router.weight"):
         return getattr(config, "router_init_std", fan_in)
-    if name.endswith(("attention.out.weight", "mlp.out.weight")):
+    if name.endswith(("attention.out.weight", "mlp.out.weight", "mlp.out")):
         return fan_in / math.sqrt(2 * layers)
     return fan_in
 

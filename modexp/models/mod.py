@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from modexp.config.routing import MoDConfig
 from modexp.models.routed import Choice, Predictor, RoutedBlock, Router, members, top_k
@@ -19,8 +19,8 @@ class MoDBlock(RoutedBlock):
 
     config: MoDConfig
 
-    def __init__(self, config: MoDConfig, capacity: float, sequence_length: int) -> None:
-        super().__init__(config, capacity, sequence_length)
+    def __init__(self, config: MoDConfig, capacity: float, sequence_length: int, mlp: nn.Module | None = None) -> None:
+        super().__init__(config, capacity, sequence_length, mlp)
         _, width, _ = config.shape
         self.limit = sequence_length  # a causal stand-in may take more tokens than the top-k, and it is measured
         self.router = Router(width)
@@ -53,5 +53,5 @@ class MoDBlock(RoutedBlock):
 
 
 def membership_loss(predicted: Tensor, taken: Tensor) -> Tensor:
-    """Binary cross-entropy of membership in the top-k, mean over tokens."""
+    """Binary cross-entropy of membership in the top-k (sec. 3.5), mean over tokens (and experts)."""
     return F.binary_cross_entropy_with_logits(predicted.float(), taken.to(torch.float32))

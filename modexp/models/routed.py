@@ -89,11 +89,32 @@ def most(taken: Tensor) -> int:
     return max(1, int(taken.sum(dim=-1).max()))
 
 
+def flat_index(index: Tensor, T: int) -> Tensor:
+    """(B k): places of ``index`` (B, k) in the batch laid out as one row, so that no row reaches into another."""
+    rows = torch.arange(index.shape[0], device=index.device)[:, None] * T
+    return (index + rows).flatten()
+
+
+def gather(x: Tensor, index: Tensor) -> Tensor:
+    """Tokens of ``x`` (B, T, D) at ``index`` (B, k): (B, k, D)."""
+    B, T, D = x.shape
+    return x.flatten(0, 1).index_select(0, flat_index(index, T)).view(B, -1, D)
+
+
+def scatter_add(x: Tensor, index: Tensor, delta: Tensor) -> Tensor:
+    """``x`` (B, T, D) with ``delta`` (B, k, D) added at ``index`` (B, k)."""
+    B, T, D = x.shape
+    flat = x.flatten(0, 1).index_add(0, flat_index(index, T), delta.flatten(0, 1).to(x.dtype))
+    return flat.view(B, T, D)
+
+
 class RoutedBlock(Block):
     """x_i + g(r_i) f_i(X~) for tokens i that go through, x_i for the rest; X~ holds the former only (sec. 3.4)."""
 
-    def __init__(self, config: RoutedConfig, capacity: float, sequence_length: int) -> None:
-        super().__init__(config)
+    def __init__(
+        self, config: RoutedConfig, capacity: float, sequence_length: int, mlp: nn.Module | None = None
+    ) -> None:
+        super().__init__(config, mlp)
         self.config = config
         self.capacity = capacity
         self.limit = self.slots(sequence_length)
@@ -117,20 +138,18 @@ class RoutedBlock(Block):
         gate = self.gate(choice.weights.gather(1, index)) * filled
         return index, gate, Routing(choice.weights, taken, choice.predicted)
 
-    def forward(self, x: Tensor, rope: Rope, causal: bool) -> tuple[Tensor, Routing]:
-        if causal:
-            choice = self.choose(x)
-            choice = choice._replace(wanted=first(choice.wanted, self.limit))
-            index, gate, routing = self.fill(choice, most(choice.wanted))
-        else:
-            index, gate, routing = self.train_choice(x)
-        return self.route(x, rope, index, gate), routing
+    def select(self, x: Tensor, causal: bool) -> tuple[Tensor, Tensor, Routing]:
+        """Positions (B, k), gates (B, k) and what is to be known of the choice."""
+        if not causal:
+            return self.train_choice(x)
+        choice = self.choose(x)
+        choice = choice._replace(wanted=first(choice.wanted, self.limit))
+        return self.fill(choice, most(choice.wanted))
+
+    def forward(self, x: Tensor, rope: Rope, causal: bool) -> tuple[Tensor, tuple[Routing, ...]]:
+        index, gate, routing = self.select(x, causal)
+        return self.route(x, rope, index, gate), (routing,)
 
     def route(self, x: Tensor, rope: Rope, index: Tensor, gate: Tensor) -> Tensor:
         """Send the tokens at ``index`` (B, k) through the block and add its delta, times ``gate`` (B, k)."""
-        B, T, D = x.shape
-        rows = torch.arange(B, device=x.device)[:, None] * T
-        flat = (index + rows).flatten()  # (B k): a row never reaches into another
-        chosen = x.flatten(0, 1).index_select(0, flat).view(B, -1, D)  # (B, k, D)
-        delta = self.delta(chosen, rope.at(index)) * gate.unsqueeze(-1)
-        return x.flatten(0, 1).index_add(0, flat, delta.flatten(0, 1).to(x.dtype)).view(B, T, D)
+        return scatter_add(x, index, self.delta(gather(x, index), rope.at(index)) * gate.unsqueeze(-1))

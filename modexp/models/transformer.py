@@ -98,21 +98,22 @@ class SwigluMLP(nn.Module):
 class Block(nn.Module):
     """Attention, then MLP, each behind a norm."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, mlp: nn.Module | None = None) -> None:
         super().__init__()
         _, width, heads = config.shape
         self.attention_norm = nn.RMSNorm(width, eps=1e-6)
         self.attention = Attention(width, heads)
         self.mlp_norm = nn.RMSNorm(width, eps=1e-6)
-        self.mlp = {"gelu": GeluMLP, "swiglu": SwigluMLP}[config.mlp](width, config.mlp_hidden)
+        self.mlp = mlp or {"gelu": GeluMLP, "swiglu": SwigluMLP}[config.mlp](width, config.mlp_hidden)
 
     def delta(self, x: Tensor, rope: Rope) -> Tensor:
         """What the block adds to the residual stream: f(x) = block(x) - x. (B, k, D)"""
         attended = self.attention(self.attention_norm(x), rope)
         return attended + self.mlp(self.mlp_norm(x + attended))
 
-    def forward(self, x: Tensor, rope: Rope, causal: bool) -> tuple[Tensor, Routing | None]:
-        return x + self.delta(x, rope), None
+    def forward(self, x: Tensor, rope: Rope, causal: bool) -> tuple[Tensor, tuple[Routing, ...]]:
+        """The stream after the block, and each decision that was taken in it."""
+        return x + self.delta(x, rope), ()
 
 
 class Transformer(nn.Module):
@@ -138,9 +139,8 @@ class Transformer(nn.Module):
         """
         x = self.embedding(tokens)  # (B, T, D)
         rope = Rope(*self.rope[:, : tokens.shape[1]])
-        routings = []
+        routings: list[Routing] = []
         for block in self.blocks:
-            x, routing = block(x, rope, causal)
-            if routing is not None:
-                routings.append(routing)
+            x, decisions = block(x, rope, causal)
+            routings += decisions
         return Output(self.head(self.norm(x)), tuple(routings))

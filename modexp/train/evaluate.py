@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from modexp.config.model import ModelConfig
+from modexp.config.routing import LayersConfig
 from modexp.models.loss import language_loss
 from modexp.models.transformer import Output, Transformer
 from modexp.train.hardware import autocast
@@ -74,8 +75,9 @@ def evaluate(
         if counts is not None:
             shares = counts.taken / counts.slots
             row["val/capacity"] = shares.mean().item()
-            layers = zip(config.routed_layers(), shares.tolist(), strict=True)
-            row |= {f"val/capacity.layer{layer}": share for layer, share in layers}
+            assert isinstance(config, LayersConfig)
+            places = zip(config.routing_places(), shares.tolist(), strict=True)
+            row |= {f"val/capacity.{place}": share for place, share in places}
     if config.sees_future:
         row["val/loss_topk"], counts = run_pass(model, sequences, device, precision, causal=False)
         if counts is not None and config.predicts:

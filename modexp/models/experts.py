@@ -1,0 +1,134 @@
+"""Mixture of experts: an MLP for each of E experts, all at once as batched matmuls over their slots.
+
+B sequences, T tokens, E experts, k slots an expert, D width, M hidden width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modexp.config.experts import ExpertsConfig, MoEConfig, StagedConfig
+from modexp.models.mod import MoDBlock, membership_loss
+from modexp.models.routed import Predictor, Router, first, gather, members, most, pack, scatter_add, top_k
+from modexp.models.transformer import Block, Rope, Routing
+
+
+class Experts(nn.Module):
+    """A drop-in for the MLP that also tells what it decided.
+
+    Expert choice (Zhou et al. 2022): each expert takes its k most probable tokens of a sequence; a predictor with one
+    logit an expert stands in where the future is not known. Token choice (Fedus et al. 2022): each token takes its
+    most probable expert; who comes too late in the sequence is dropped. No-op experts take part in the softmax alone.
+    """
+
+    def __init__(self, config: ExpertsConfig, tokens: int) -> None:
+        super().__init__()
+        _, width, _ = config.shape
+        E, hidden = config.experts, config.mlp_hidden
+        self.config = config
+        self.limit = config.expert_slots(tokens)  # of token choice where tokens come one by one
+        self.router = Router(width, paths=E + config.noop_experts)
+        self.predictor = Predictor(width, config.predictor_hidden, E) if self.by_expert else None
+        self.gate = nn.Parameter(torch.empty(E, hidden, width)) if config.mlp == "swiglu" else None
+        self.inner = nn.Parameter(torch.empty(E, hidden, width))
+        self.out = nn.Parameter(torch.empty(E, width, hidden))
+
+    @property
+    def by_expert(self) -> bool:
+        return self.config.expert_routing == "expert_choice"
+
+    def forward(self, x: Tensor, causal: bool, real: Tensor | None = None) -> tuple[Tensor, Routing]:
+        """``x`` (B, T, D); ``real`` (B, T) marks tokens that exist, where some only fill a buffer."""
+        T = x.shape[1]
+        logits = self.router(x)  # (B, T, E + no-ops)
+        probability = logits.softmax(dim=-1)[..., : self.config.experts]  # (B, T, E)
+        if causal:
+            taken, predicted = self.choose(x, logits, real)
+            index, filled = pack(taken.mT, most(taken.mT))  # (B, E, k)
+            routing = Routing(probability, taken, predicted)
+        elif self.by_expert:
+            index = top_k(probability.mT, self.config.expert_slots(T))  # (B, E, k)
+            filled = torch.ones_like(index, dtype=torch.bool)
+            taken = members(index, T).mT
+            assert self.predictor is not None
+            predicted = self.predictor(x)
+            routing = Routing(probability, taken, predicted, separate=membership_loss(predicted, taken))
+        else:
+            wanted = self.wanted(logits)
+            k = self.config.expert_slots(T)
+            taken = first(wanted.mT, k).mT
+            index, filled = pack(taken.mT, k)
+            routing = Routing(probability, taken, auxiliary=self.auxiliary(logits))
+        gate = probability.mT.gather(-1, index) * filled  # (B, E, k)
+        return self.compute(x, index, gate), routing
+
+    def choose(self, x: Tensor, logits: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(B, T, E) bool: experts each token meets, judged in order of position."""
+        if self.predictor is not None:
+            predicted = self.predictor(x)
+            taken = predicted > 0
+        else:
+            predicted, taken = None, self.wanted(logits)
+        if real is not None:
+            taken = taken & real.unsqueeze(-1)
+        return (taken if self.by_expert else first(taken.mT, self.limit).mT), predicted
+
+    def wanted(self, logits: Tensor) -> Tensor:
+        """(B, T, E) bool: each token's likeliest path, where that is an expert."""
+        paths = logits.shape[-1]
+        return F.one_hot(logits.argmax(dim=-1), paths).bool()[..., : self.config.experts]
+
+    def auxiliary(self, logits: Tensor) -> Tensor:
+        """Balance loss (Fedus et al. 2022, eq. 4), a sequence at a time and then averaged, so that several processes
+        agree with one; and the z-loss (Zoph et al. 2022, eq. 5)."""
+        paths = logits.shape[-1]
+        sent = F.one_hot(logits.argmax(dim=-1), paths).float().mean(dim=1)  # (B, paths)
+        mean = logits.softmax(dim=-1).mean(dim=1)
+        balance = paths * (sent * mean).sum(dim=-1).mean()
+        z = logits.logsumexp(dim=-1).square().mean()
+        return self.config.balance_weight * balance + self.config.z_weight * z
+
+    def compute(self, x: Tensor, index: Tensor, gate: Tensor) -> Tensor:
+        """Sum over experts of gate times expert, for the tokens at ``index`` (B, E, k); ``gate`` alike."""
+        B, T, D = x.shape
+        rows = torch.arange(B, device=x.device)[:, None, None] * T
+        flat = (index + rows).transpose(0, 1).flatten()  # (E B k): a row never reaches into another
+        chosen = x.flatten(0, 1).index_select(0, flat).view(index.shape[1], -1, D)  # (E, B k, D)
+        hidden = chosen @ self.inner.mT  # (E, B k, M)
+        hidden = F.gelu(hidden) if self.gate is None else F.silu(chosen @ self.gate.mT) * hidden
+        weighted = (hidden @ self.out.mT) * gate.transpose(0, 1).flatten(1).unsqueeze(-1)  # (E, B k, D)
+        return torch.zeros_like(x).flatten(0, 1).index_add(0, flat, weighted.flatten(0, 1).to(x.dtype)).view(B, T, D)
+
+
+class MoEBlock(Block):
+    """Attention as ever, then experts; integrated MoDE when some of them are no-ops."""
+
+    mlp: Experts
+
+    def __init__(self, config: MoEConfig, sequence_length: int) -> None:
+        super().__init__(config, Experts(config, sequence_length))
+
+    def forward(self, x: Tensor, rope: Rope, causal: bool) -> tuple[Tensor, tuple[Routing, ...]]:
+        x = x + self.attention(self.attention_norm(x), rope)
+        computed, routing = self.mlp(self.mlp_norm(x), causal)
+        return x + computed, (routing,)
+
+
+class StagedBlock(MoDBlock):
+    """Routed around as a whole; tokens that go through attend to each other and meet experts."""
+
+    mlp: Experts
+
+    def __init__(self, config: StagedConfig, capacity: float, sequence_length: int) -> None:
+        experts = Experts(config, config.slots(capacity, sequence_length))
+        super().__init__(config, capacity, sequence_length, experts)
+
+    def forward(self, x: Tensor, rope: Rope, causal: bool) -> tuple[Tensor, tuple[Routing, ...]]:
+        index, gate, routing = self.select(x, causal)
+        chosen = gather(x, index)  # (B, k, D)
+        attended = self.attention(self.attention_norm(chosen), rope.at(index))
+        real = routing.taken.gather(1, index)
+        computed, experts = self.mlp(self.mlp_norm(chosen + attended), causal, real)
+        return scatter_add(x, index, (attended + computed) * gate.unsqueeze(-1)), (routing, experts)

@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from modexp.config import root
 from modexp.config.identity import digest, first_difference, scientific
 from modexp.config.root import Config
 from modexp.errors import UserError
-from modexp.files import read_json, write_json
+from modexp.files import read_json, unwritable, write_json, write_text
 from modexp.kinds import ledger
 from modexp.plan.run import RunPlan
 
@@ -53,28 +54,30 @@ class RunDir:
         return root.load(self.config_path)
 
     def plan(self) -> dict[str, Any]:
-        return read_json(self.plan_path)
+        return read_json(self.plan_path, "plan", "data", "identity", "precision")
 
     def result(self) -> dict[str, Any] | None:
-        return read_json(self.result_path) if self.result_path.exists() else None
+        return read_json(self.result_path, "status") if self.result_path.exists() else None
 
     def error(self) -> str:
         return self.error_path.read_text().strip() if self.error_path.exists() else ""
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Rows of metrics.jsonl; a last line cut off by a crash is left out."""
-        if not self.metrics_path.exists():
-            return []
-        return [json.loads(line) for line in whole_lines(self.metrics_path.read_bytes())]
+        """Rows of metrics.jsonl up to the first that is not whole: a crash can cut off the last one."""
+        rows = []
+        if self.metrics_path.exists():
+            for line in self.metrics_path.read_bytes().splitlines(keepends=True):
+                try:
+                    rows.append(json.loads(line if line.endswith(b"\n") else b""))
+                except ValueError:
+                    break
+        return rows
 
     def cut_metrics(self, step: int) -> None:
         """Drop the rows later than ``step``: a resumed run writes them again."""
         if self.metrics_path.exists():
-            from modexp.files import write_bytes
-
-            lines = whole_lines(self.metrics_path.read_bytes())
-            kept = [line + b"\n" for line in lines if json.loads(line)["step"] <= step]
-            write_bytes(self.metrics_path, b"".join(kept))
+            kept = [json.dumps(row) + "\n" for row in self.metrics() if row["step"] <= step]
+            write_text(self.metrics_path, "".join(kept))
 
     def state(self) -> str:
         """done | diverged | running | failed | stopped | planned"""
@@ -101,7 +104,11 @@ class RunDir:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for this process; the lock goes with the process, however it ends."""
-        with open(self.lock_path, "a+b") as file:
+        try:
+            file = open(self.lock_path, "a+b")  # noqa: SIM115
+        except OSError as error:
+            raise unwritable(self.path, error) from None
+        with file:
             deadline = time.monotonic() + LOCK_PATIENCE
             while True:
                 try:
@@ -115,12 +122,6 @@ class RunDir:
                         ) from None
                     time.sleep(0.05)
             yield
-
-
-def whole_lines(content: bytes) -> list[bytes]:
-    """Lines that are complete JSON objects; a crash can leave only the last one incomplete."""
-    lines = content.split(b"\n")
-    return [line for line in lines[:-1] if line.startswith(b"{") and line.endswith(b"}")]
 
 
 def identity(config: Config) -> str:
@@ -140,6 +141,9 @@ def create(run: RunDir, config: Config, plan: RunPlan, data: dict[str, Any]) -> 
                 "choose another name with name=..., or go back to its settings",
             )
         check_data(run, data)
+        if run.result() is None and not run.is_locked():  # other devices, cadence, trackers take effect on resuming
+            known = replace(config.data, num_tokens=run.config().data.num_tokens)
+            root.save(replace(config, data=known), run.config_path)
         return
     root.save(config, run.config_path)
     books = ledger(config.model, config.data)

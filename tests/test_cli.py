@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from modexp.runs import RunDir
+
 Cli = Callable[..., int]
 Captured = pytest.CaptureFixture[str]
 
@@ -91,6 +93,19 @@ BAD_WORDS = [
     (["train", "model.d_model=64"], "half given"),
     (["train", "--run", "nowhere"], "holds no plan.json"),
     (["train", "trainer.device=cuda"], "torch sees no CUDA device"),
+    (["train", "budget=inf"], "budget.flops=inf is not a finite number"),
+    (["train", "model.mlp_ratio=inf"], "model.mlp_ratio=inf is not a finite number"),
+    (["train", "optim.lr=nan"], "optim.lr=nan is not a finite number"),
+    (["train", "data.num_tokens=0"], "data.num_tokens=0"),
+    (["train", "data.paths=[a]"], "it belongs to data=files"),
+    (["train", "data=files", "data.paths=a.txt"], "data.paths is a list"),
+    (["train", "--foo"], "--foo is not a flag"),
+    (["train", "--run=nowhere"], "holds no plan.json"),
+    (["plan", "--budget", "1"], "buy no run"),
+    (["plan", "grid.points=500"], "more than the"),
+    (["plan", "grid=5"], "is not a group of settings"),
+    (["plan", "grid.span=1"], "holds one size"),
+    (["plan", "seeds=3"], "seeds is a list"),
     (["plan", "nonsense"], "there is no sweep file nonsense"),
     (["plan", "isoflop", "demo"], "one name too many"),
     (["plan", "--budget=-3"], "--budget -3 is not a number of FLOPs"),
@@ -101,7 +116,7 @@ BAD_WORDS = [
     (["plan", "seeds=[0,0]"], "names a seed twice"),
     (["plan", "grid.span=0.5"], "grid.span=0.5 is below 1"),
     (["plan", "grid.pionts=5"], "grid.points"),
-    (["plan", "model=mod"], "model is set by the sweep"),
+    (["plan", "model=mod"], "model is set by the sweep's arms"),
     (["plan", "budget.flops=1e18"], "--budget 6e18"),
     (["plan", "modl.capacity=0.5"], "modl.capacity is not a setting"),
     (["sweep", "--budget", "1", "demo"], "buy no run"),
@@ -171,6 +186,71 @@ def test_two_settings_two_directories(modexp_cli: Cli, tmp_path: Path, tiny: lis
     assert len(list((tmp_path / "runs/train").glob("*/result.json"))) == 2
 
 
+SWEEP_FILES = [
+    ("arms: {a: [model=mod, seed=4]}", "seed is set by the sweep"),
+    ("arms: {a: [model=mod, budget.convention=causal]}", "budget.convention is set by the sweep"),
+    ("arms: {a: [budget.flops=1e9]}", "budget.flops is set by the sweep"),
+    ("arms: {a: [runs_dir=x]}", "runs_dir is set by the sweep"),
+    ("arms: {a: []}\noverrides: [name=x]", "name is set by the sweep"),
+    ("arms: {a: []}\nplots: 3", "plots is not a setting"),
+    ("arms: [a, b]", "a list stands"),
+    ("arms: {}", "arms={} is empty"),
+    ("arms: {a b: []}", "arms=a b is not made of letters"),
+    ("arms: {a: []}\ngrid: 3", "grid=3 is not a group"),
+    ("arms: {a: [", "cannot be read"),
+    ("- a", "cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), SWEEP_FILES, ids=[text for text, _ in SWEEP_FILES])
+def test_bad_sweep_files_are_sentences(text: str, said: str, modexp_cli: Cli, capsys: Captured, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"budgets: [1e10]\n{text}\n")
+    refused(modexp_cli, capsys, ["plan", "mine.yaml"], said)
+
+
+DAMAGE = [
+    ("plan.json", "{}", "plan.json is damaged"),
+    ("plan.json", '{"plan": ', "plan.json is damaged"),
+    ("result.json", "{}", "result.json is damaged"),
+    ("result.json", "nothing", "result.json is damaged"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "said"), DAMAGE)
+def test_a_damaged_run_is_told_and_the_others_go_on(
+    name: str, content: str, said: str, modexp_cli: Cli, capsys: Captured, tmp_path: Path, tiny: list[str]
+) -> None:
+    for run in ("good", "bad"):
+        assert modexp_cli("train", *tiny, *SMALL, f"name={run}") == 0
+    (tmp_path / "runs/train/bad/result.json").unlink()
+    (tmp_path / "runs/train/bad" / name).write_text(content)
+    capsys.readouterr()
+    assert modexp_cli("status") == 0
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert "good" in captured.out
+    assert "bad" not in captured.out
+    refused(modexp_cli, capsys, ["train", "--run", "runs/train/bad"], said)
+
+
+def test_a_broken_line_of_metrics_ends_what_is_read(
+    modexp_cli: Cli, capsys: Captured, tmp_path: Path, tiny: list[str]
+) -> None:
+    assert modexp_cli("train", *tiny, *SMALL, "name=mine", "trainer.log_every=1") == 0
+    path = tmp_path / "runs/train/mine/metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:3], "{garbage}\n", *lines[3:], '{"step": 9']))
+    assert len(RunDir(path.parent).metrics()) == 3
+    assert modexp_cli("plot", "curves") == 0
+
+
+def test_a_damaged_study_file_is_a_sentence(modexp_cli: Cli, capsys: Captured, tmp_path: Path) -> None:
+    (tmp_path / "runs/demo").mkdir(parents=True)
+    for content in ("", "sweep: {", "sweep: 3"):
+        (tmp_path / "runs/demo/study.yaml").write_text(content)
+        refused(modexp_cli, capsys, ["sweep", "demo", "--dry-run"], "study.yaml is damaged")
+
+
 def test_debug_shows_the_traceback(modexp_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODEXP_DEBUG", "1")
     with pytest.raises(Exception, match="there is no sweep file"):
@@ -179,4 +259,4 @@ def test_debug_shows_the_traceback(modexp_cli: Cli, monkeypatch: pytest.MonkeyPa
 
 def test_a_diverged_run_is_a_failure(modexp_cli: Cli, capsys: Captured, tiny: list[str]) -> None:
     words = ["train", *tiny, *SMALL, "optim.lr=1e30", "schedule.warmup=0"]
-    refused(modexp_cli, capsys, words, "diverged: the training loss is nan", code=1)
+    refused(modexp_cli, capsys, words, "diverged: train/loss is nan", code=1)

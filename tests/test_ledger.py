@@ -34,10 +34,10 @@ def shapes(draw: st.DrawFn) -> dict[str, object]:
 
 
 @st.composite
-def models(draw: st.DrawFn) -> ModelConfig:
-    """Every kind, with whatever it can be given."""
+def models(draw: st.DrawFn, kinds: tuple[str, ...] = tuple(KINDS)) -> ModelConfig:
+    """Models of these kinds, with whatever they can be given."""
     shape: dict[str, object] = draw(shapes())
-    name = draw(st.sampled_from(sorted(KINDS)))
+    name = draw(st.sampled_from(kinds))
     config = KINDS[name].config
     fields = {f.name for f in dataclasses.fields(config)}
     capacities = st.sampled_from([0.01, 0.125, 0.5, 0.95, 1.0])
@@ -75,9 +75,7 @@ def counted(model: ModelConfig, data: DataConfig, batch: int) -> tuple[int, int,
     return forward.get_total_flops(), backward.get_total_flops(), parameters
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(model=models(), T=st.integers(2, 70), vocab=st.integers(2, 300), batch=st.integers(1, 3))
-def test_ledger_is_what_pytorch_counts(model: ModelConfig, T: int, vocab: int, batch: int) -> None:
+def check(model: ModelConfig, T: int, vocab: int, batch: int) -> None:
     data = DataConfig(tokenizer="other", vocab_size=vocab, sequence_length=T)
     books = ledger(model, data)
     forward, backward, parameters = counted(model, data, batch)
@@ -85,6 +83,22 @@ def test_ledger_is_what_pytorch_counts(model: ModelConfig, T: int, vocab: int, b
     assert batch * books.backward() == backward
     assert batch * books.training() == forward + backward
     assert books.params_total == parameters
+
+
+RANDOM = {"T": st.integers(2, 70), "vocab": st.integers(2, 300), "batch": st.integers(1, 3)}
+PROPERTY = {"deadline": None, "derandomize": True, "suppress_health_check": [HealthCheck.too_slow]}
+
+
+@settings(max_examples=200, **PROPERTY)
+@given(model=models(("baseline", "mod")), **RANDOM)
+def test_ledger_of_both_main_arms_is_what_pytorch_counts(model: ModelConfig, T: int, vocab: int, batch: int) -> None:
+    check(model, T, vocab, batch)
+
+
+@settings(max_examples=300, **PROPERTY)
+@given(model=models(), **RANDOM)
+def test_ledger_of_every_kind_is_what_pytorch_counts(model: ModelConfig, T: int, vocab: int, batch: int) -> None:
+    check(model, T, vocab, batch)
 
 
 def test_ledger_on_cpu_with_the_math_attention() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,17 +22,41 @@ Cli = Callable[..., int]
 Captured = pytest.CaptureFixture[str]
 
 
-@pytest.fixture
-def study(tmp_path: Path, tiny: list[str]) -> list[str]:
-    """Words of a study of six runs, seconds in all."""
-    (tmp_path / "small.yaml").write_text(
+WORDS = ["sweep", "small.yaml", "launcher.slots=2"]
+SMALLEST = [*WORDS, "grid.points=1", "--budget", "1e8"]
+
+
+def write_sweep(folder: Path, tiny: list[str]) -> None:
+    (folder / "small.yaml").write_text(
         "budgets: [2.0e+9]\n"
         "seeds: [0]\n"
         "arms: {baseline: [model=baseline], mod: [model=mod]}\n"
         "grid: {points: 3, span: 2.0, tokens_per_param: 20.0}\n"
         f"overrides: {json.dumps(tiny)}\n"
     )
-    return ["sweep", "small.yaml", "launcher.slots=2"]
+
+
+@pytest.fixture
+def study(tmp_path: Path, tiny: list[str]) -> list[str]:
+    """Words of a study of six runs, seconds in all."""
+    write_sweep(tmp_path, tiny)
+    return WORDS
+
+
+@pytest.fixture(scope="module")
+def smallest(tmp_path_factory: pytest.TempPathFactory, tiny: list[str], cache: Path) -> Path:
+    """A folder with a finished study of two runs."""
+    folder = tmp_path_factory.mktemp("smallest")
+    write_sweep(folder, tiny)
+    subprocess.run([sys.executable, "-m", "modexp", *SMALLEST], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def finished(tmp_path: Path, smallest: Path) -> Path:
+    """A copy of it, in the directory of the test; its study's folder."""
+    shutil.copytree(smallest, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "runs/small"
 
 
 def test_a_study_from_nothing_to_figures(modexp_cli: Cli, capsys: Captured, tmp_path: Path, study: list[str]) -> None:
@@ -77,23 +102,42 @@ def test_a_study_from_nothing_to_figures(modexp_cli: Cli, capsys: Captured, tmp_
         (["model.mlp=swiglu"], "arm baseline: model.mlp is gelu there and swiglu here"),
         (["optim.lr=1e-3"], "optim.lr is width there and 0.001 here"),
         (["grid.points=4"], "grid.points is 3 there and 4 here"),
+        (["size=60k"], "size is auto there and 60k here"),
         (["seeds=[0,1]"], "seeds is [0] there and [0, 1] here"),
         (["trainer.precision=bf16"], "trainer.precision is fp32 there and bf16 here"),
     ],
 )
 def test_a_scientific_change_is_refused(
-    change: list[str], text: str, modexp_cli: Cli, capsys: Captured, tmp_path: Path, study: list[str]
+    change: list[str], text: str, modexp_cli: Cli, capsys: Captured, finished: Path
 ) -> None:
-    assert modexp_cli(*study, "grid.points=1", "--budget", "1e8") == 0
-    file = tmp_path / "runs/small/study.yaml"
+    file = finished / "study.yaml"
     before = file.read_text()
-    capsys.readouterr()
     points = [] if any("grid.points" in word for word in change) else ["grid.points=1"]
-    assert modexp_cli(*study, *points, *change) == 2
+    assert modexp_cli(*WORDS, *points, *change) == 2
     complaint = capsys.readouterr().err
     assert text.replace("is 3 there", "is 1 there") in complaint
     assert "study=NAME" in complaint
     assert file.read_text() == before
+
+
+def test_repeated_text_is_flagged_once_its_length_is_known(
+    finished: Path,
+) -> None:
+    run = RunDir(next(finished.glob("mod-*")))
+    plan, data = run.plan()["plan"], run.plan()["data"]
+    assert data["exhausted"]
+    assert plan["epochs"] == pytest.approx(plan["tokens"] / data["train_tokens"])
+
+
+def test_diverged_runs_are_failures_and_are_not_tried_again(
+    modexp_cli: Cli, capsys: Captured, study: list[str]
+) -> None:
+    words = [*study, "grid.points=1", "--budget", "5e8", "optim.lr=1e30", "schedule.warmup=0"]
+    for _ in range(2):
+        assert modexp_cli(*words) == 1
+        assert "2 of 2 runs diverged" in capsys.readouterr().err
+    assert modexp_cli("status") == 0
+    assert "diverged" in capsys.readouterr().out
 
 
 def test_failed_runs_are_told_and_tried_again(
@@ -101,7 +145,7 @@ def test_failed_runs_are_told_and_tried_again(
 ) -> None:
     assert modexp_cli(*study, "--dry-run") == 0
     out = capsys.readouterr().out
-    name = next(word for word in out.split() if word.startswith("mod-"))
+    name = next(word for word in out.split() if word.startswith("mod-"))  # the first of three
     broken = tmp_path / "runs/small" / name
     broken.mkdir(parents=True)
     (broken / "checkpoints").write_text("a file where a folder must be")
@@ -144,28 +188,19 @@ def test_interrupt_saves_and_the_same_command_goes_on(tmp_path: Path, study: lis
     assert {row["status"] for row in records(folder)} == {"done"}
 
 
-def test_runs_of_another_process_are_left_to_it(
-    modexp_cli: Cli, capsys: Captured, tmp_path: Path, study: list[str]
-) -> None:
-    small = [*study, "grid.points=1", "--budget", "1e8"]
-    assert modexp_cli(*small) == 0
-    run = RunDir(next((tmp_path / "runs/small").glob("mod-*")))
+def test_runs_of_another_process_are_left_to_it(modexp_cli: Cli, capsys: Captured, finished: Path) -> None:
+    run = RunDir(next(finished.glob("mod-*")))
     run.result_path.unlink()
     with run.locked():
-        capsys.readouterr()
-        assert modexp_cli(*small) == 0
+        assert modexp_cli(*SMALLEST) == 0
         assert f"{run.name} is trained by another process and left to it" in capsys.readouterr().err
     assert run.result() is None
 
 
-def test_consumed_other_than_planned_is_an_error(
-    modexp_cli: Cli, capsys: Captured, tmp_path: Path, study: list[str]
-) -> None:
-    assert modexp_cli(*study, "grid.points=1", "--budget", "1e8") == 0
-    path = next((tmp_path / "runs/small").glob("*/result.json"))
+def test_consumed_other_than_planned_is_an_error(modexp_cli: Cli, capsys: Captured, finished: Path) -> None:
+    path = next(finished.glob("*/result.json"))
     result = json.loads(path.read_text())
     path.write_text(json.dumps({**result, "flops_consumed": result["flops_consumed"] * 2}))
-    capsys.readouterr()
     assert modexp_cli("status") == 1
     assert "consumed other FLOPs than planned" in capsys.readouterr().err
 

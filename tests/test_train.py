@@ -26,9 +26,10 @@ from modexp.errors import Interrupted, UserError
 from modexp.plan.run import plan_run, resolve_shape
 from modexp.runs import RunDir, create
 from modexp.train import checkpoint
-from modexp.train.loop import Stop, Training, train
+from modexp.train.loop import Training, train
 from modexp.train.optimizer import is_predictor
 from modexp.train.schedule import lr_at
+from modexp.train.signals import Stop
 
 MOD = ["model=mod", "model.n_layers=4", "model.d_model=32", "model.n_heads=2", "optim.batch_size=4"]
 
@@ -204,11 +205,37 @@ def test_predictor_has_no_effect_on_the_language_model(tmp_path: Path, tiny: lis
     assert len(losses[0]) > 30
 
 
+def test_cadence_may_change_on_resume(tmp_path: Path, tiny: list[str]) -> None:
+    overrides = [*tiny, *MOD, "budget=3e9"]
+    run = planned(tmp_path / "r", [*overrides, "trainer.log_every=20", "trainer.micro_batch=2"])
+    with pytest.raises(Interrupted):
+        Training(run, StopAt(5)).to_the_end()
+    before = run.plan_path.read_bytes()
+    planned(run.path, [*overrides, "trainer.log_every=1"])
+    assert run.plan_path.read_bytes() == before
+    train(run.path)
+    steps = [row["step"] for row in run.metrics()]
+    assert steps[-10:] == list(range(steps[-1] - 9, steps[-1] + 1))
+
+
+def test_a_run_keeps_its_micro_batch_when_memory_changes(
+    tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = planned(tmp_path / "r", [*tiny, *MOD, "budget=3e9"])
+    first = Training(run, StopAt(5))
+    assert first.state.micro == 4
+    with pytest.raises(Interrupted):
+        first.to_the_end()
+    monkeypatch.setattr("modexp.train.loop.memory_free", lambda device: 1)
+    assert Training(run, Stop()).state.micro == 4
+    assert Training(planned(tmp_path / "s", [*tiny, *MOD, "budget=3e9"]), Stop()).state.micro == 1
+
+
 def test_diverged_run_stops_with_its_reason(tmp_path: Path, tiny: list[str]) -> None:
     run = planned(tmp_path / "r", [*tiny, *MOD, "budget=2e10", "optim.lr=1e30", "schedule.warmup=0"])
     result = train(run.path)
     assert result["status"] == "diverged"
-    assert "loss is nan at step 10" in result["error"]
+    assert "train/loss is nan at step 10" in result["error"]
     assert result["loss"] is None
     assert run.state() == "diverged"
 

@@ -61,7 +61,8 @@ def select(records: Sequence[Record], axis: str) -> tuple[list[Point], list[Drop
     for record in records:
         run, arm, budget = str(record["run"]), str(record["arm"]), float(record["budget"])
         reason = reason_to_drop(record)
-        if not reason and not (record.get(axis) or 0) > 0:
+        x = size_of(record, axis)
+        if not reason and not (x or 0) > 0:
             reason = f"reports no {axis}"
         if reason:
             dropped.append(DroppedRun(run, arm, budget, reason))
@@ -72,12 +73,18 @@ def select(records: Sequence[Record], axis: str) -> tuple[list[Point], list[Drop
                     arm,
                     budget,
                     int(record.get("seed") or 0),
-                    float(record[axis]),
+                    float(x or 0.0),
                     float(record["loss"]),
                     float(record.get("epochs") or 0.0),
                 )
             )
     return points, dropped
+
+
+def size_of(record: Record, axis: str) -> float | None:
+    """A run's place on an axis. Its FLOPs per token are those that its causal router really spent."""
+    realised = record.get("flops_per_token_causal") if axis == "flops_per_token" else None
+    return realised if realised is not None else record.get(axis)
 
 
 def reason_to_drop(record: Record) -> str:

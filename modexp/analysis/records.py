@@ -35,15 +35,25 @@ def record(run: RunDir) -> dict[str, Any]:
     if not result and (rows := run.metrics()):
         last = rows[-1]
         row |= {"steps": last["step"], "tokens": last["tokens"], "flops_consumed": last["flops"]}
-        row["train_loss"] = last["train/loss"]
+        row["train_loss"] = last.get("train/loss")
     return row
 
 
-def records(study: Path) -> list[dict[str, Any]]:
-    """One record a run of the study, by budget, arm and size. UserError if there is none."""
-    rows = [record(run) for run in run_dirs(study)]
+def records(study: Path, damaged: list[str] | None = None) -> list[dict[str, Any]]:
+    """One record a run of the study, by budget, arm and size. UserError if there is none.
+
+    Runs whose files cannot be read are left out, each with a sentence in ``damaged``.
+    """
+    rows = []
+    for run in run_dirs(study):
+        try:
+            rows.append(record(run))
+        except UserError as error:
+            if damaged is None:
+                raise
+            damaged.append(error.sentence)
     if not rows:
-        raise UserError(f"{study} holds no run", "modexp sweep plans and runs a study")
+        raise UserError(f"{study} holds no readable run", "modexp sweep plans and runs a study")
     return sorted(rows, key=lambda r: (r["budget"], r["arm"], r["flops_per_token"], r["seed"]))
 
 

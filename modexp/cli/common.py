@@ -63,6 +63,17 @@ def study_path(study: str | None, runs_dir: str) -> Path:
     raise UserError(f"there is no study {study} under {runs_dir}", f"known: {', '.join(known)}" if known else "")
 
 
+def study_records(study: Path) -> list[dict[str, Any]]:
+    """The study's runs; those that cannot be read are told and left out."""
+    from modexp.analysis.records import records
+
+    damaged: list[str] = []
+    rows = records(study, damaged)
+    for sentence in damaged:
+        note(f"warning: left out: {sentence}")
+    return rows
+
+
 def note(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
@@ -99,6 +110,8 @@ def print_table(
     for column in optional:
         if console.is_terminal and width_of(table_of(shown)) > console.width:
             shown.remove(column)
+    if len(shown) < len(columns):
+        note(f"the terminal is too narrow for: {', '.join(c for c in columns if c not in shown)}; --json shows all")
     table = table_of(shown)
     if not console.is_terminal:
         console = Console(highlight=False, width=max(80, width_of(table)))

@@ -57,7 +57,15 @@ def explained(error: Exception) -> Exception:
 
     text = str(error)
     if found := re.search(r"Could not override '([^']+)'", text):
-        return UserError(f"{found[1]} is not a setting", did_you_mean(found[1], all_keys()))
+        key = found[1]
+        group, _, name = key.partition(".")
+        kinds = GROUPS.get(group)
+        homes = (
+            [k for k, schema in kinds.items() if name in schema.__dataclass_fields__] if isinstance(kinds, dict) else []
+        )
+        if homes:
+            return UserError(f"{key} is not a setting of this {group}", f"it belongs to {group}={' or '.join(homes)}")
+        return UserError(f"{key} is not a setting", did_you_mean(key, all_keys()))
     if found := re.search(r"Could not (?:find|load) '([^']+)'", text):
         options = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
         return UserError(f"{found[1]} is not in conf/", f"choose one of: {', '.join(options)}" if options else "")
@@ -102,18 +110,15 @@ def load_sweep(name: str, budgets: list[float], overrides: list[str]) -> tuple[s
     path = find_sweep(name)
     own = [o for o in overrides if o.partition("=")[0].split(".")[0] in SWEEP_KEYS]
     rest = [o for o in overrides if o not in own]
-    for override in rest:
-        key, _, value = override.lstrip("+~").partition("=")
-        if key == "study":
-            name = value
-        elif key in ("seed", "name", "model") or key.startswith("budget"):
-            cure = {"seed": "seeds=[0,1]", "name": "study=NAME"}.get(key, "--budget 6e18")
-            cure = "model.KEY=VALUE, or another sweep file" if key == "model" else cure
-            raise UserError(f"{key} is set by the sweep, run by run", f"use {cure}")
+    refuse_owned(rest, ("study", "runs_dir", "budget.convention"))
+    if any(o.partition("=")[0] == "model" for o in rest):
+        raise UserError("model is set by the sweep's arms", "use model.KEY=VALUE, or another sweep file")
+    name = next((o.partition("=")[2] for o in rest if o.startswith("study=")), name)
     try:
         tree = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(own))
     except Exception as error:
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+        where = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read: {where}", "it is YAML, as in sweeps/isoflop.yaml") from None
     container = OmegaConf.to_container(tree)
     if not isinstance(container, dict):
         raise UserError(f"{path} holds no settings", "see sweeps/isoflop.yaml")
@@ -121,9 +126,28 @@ def load_sweep(name: str, budgets: list[float], overrides: list[str]) -> tuple[s
     values["overrides"] = [*(values.get("overrides") or []), *(o for o in rest if not o.startswith("study="))]
     if budgets:
         values["budgets"] = budgets
-    grid = typed(GridConfig, values.pop("grid", None) or {}, "grid.")
+    grid_values = values.pop("grid", None) or {}
+    if not isinstance(grid_values, dict):
+        raise UserError(f"grid={grid_values} is not a group of settings", "write grid.points=5")
+    grid = typed(GridConfig, grid_values, "grid.")
     sweep = typed(SweepConfig, values)
+    refuse_owned([o for o in sweep.overrides if o not in rest], ("budget.convention",))
+    for overrides in sweep.arms.values():
+        refuse_owned(overrides, ())
     return (Path(name).stem if name.endswith((".yaml", ".yml")) else name), replace(sweep, grid=grid)
+
+
+def refuse_owned(overrides: list[str], allowed: tuple[str, ...]) -> None:
+    """Overrides of what a sweep sets itself, run by run or for all runs alike, would be ignored or mix the arms."""
+    cures = {"seed": "seeds=[0,1]", "name": "study=NAME", "study": "study=NAME on the command line"}
+    cures |= {
+        "runs_dir": "runs_dir=DIR on the command line",
+        "budget.convention": "it on the command line, for all arms",
+    }
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if key not in allowed and (key in cures or key.startswith("budget")):
+            raise UserError(f"{key} is set by the sweep", f"use {cures.get(key, '--budget 6e18')}")
 
 
 def arms_of(study: str, sweep: SweepConfig) -> dict[str, Callable[[float], Config]]:

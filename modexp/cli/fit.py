@@ -15,6 +15,7 @@ from modexp.cli.common import (
     print_table,
     split_words,
     study_path,
+    study_records,
 )
 
 
@@ -27,13 +28,12 @@ def main(words: list[str]) -> int:
     args = p.parse_intermixed_args(words)
 
     from modexp.analysis.isoflop import fit_study
-    from modexp.analysis.records import records
     from modexp.errors import UserError
 
     names, overrides = split_words(args.words)
     if overrides:
         raise UserError(f"{overrides[0]} is a setting, and a fit has none", "choose the axis with --axis NAME")
-    rows = records(study_path(args.study or one_name(names, "") or None, args.runs_dir))
+    rows = study_records(study_path(args.study or one_name(names, "") or None, args.runs_dir))
     if args.json:
         print_json(fit_study(rows, args.axis).to_json())
     else:
@@ -56,7 +56,6 @@ def print_fit(rows: Sequence[dict[str, Any]], axis: str = "params_total") -> Non
         f"{level} interval",
         "loss there",
         f"{level} interval ",
-        "note",
     )
     lines = []
     for row in fit.rows():
@@ -70,7 +69,6 @@ def print_fit(rows: Sequence[dict[str, Any]], axis: str = "params_total") -> Non
                 f"{size_text(row['x_low'])} .. {size_text(row['x_high'])}" if found else "-",
                 f"{row['loss']:.4f}" if found else "-",
                 f"{row['loss_low']:.4f} .. {row['loss_high']:.4f}" if found else "-",
-                row["note"],
             ]
         )
     print_table(
@@ -78,6 +76,9 @@ def print_fit(rows: Sequence[dict[str, Any]], axis: str = "params_total") -> Non
         lines,
         f"optima by {axis}; held-out loss in nats a token, conditional arms with causal routing",
     )
+    for row in fit.rows():
+        if row["note"]:
+            print(f"{row['arm']} at {format_flops(row['budget'])}: {row['note']}")
     for exponent in fit.exponents:
         if exponent.exponent is not None:
             print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from modexp.cli.common import (
@@ -14,6 +15,7 @@ from modexp.cli.common import (
     print_table,
     split_words,
 )
+from modexp.errors import UserError
 from modexp.plan.grid import StudyPlan
 from modexp.plan.ladder import format_size
 from modexp.plan.run import RunPlan, format_flops
@@ -36,6 +38,8 @@ def main(words: list[str]) -> int:
         print_json(to_json(plan))
     else:
         print_plan(plan)
+    if not plan.runs:
+        raise UserError("the budgets buy no run", "raise --budget or choose smaller sizes")
     return 0
 
 
@@ -78,13 +82,19 @@ def print_plan(plan: StudyPlan) -> None:
     if plan.runs:
         first = plan.runs[0].plan
         total = sum(run.plan.flops for run in plan.runs)
+        off = [run.plan.achieved - 1 for run in plan.runs]
         note(
-            f"{len(plan.runs)} runs, {total:.3g} FLOPs; counted: {first.convention}; sequences of"
+            f"{len(plan.runs)} runs, {total:.3g} FLOPs, {min(off):+.3%} to {max(off):+.3%} off budget;"
+            f" counted: {first.convention}; sequences of"
             f" {first.sequence_length} tokens; lr rule {first.lr_rule}, batch rule {first.batch_rule};"
             " FLOPs/token forward, x twin: over the dense model of the same shape"
         )
     for dropped in plan.dropped:
         note(f"dropped: {dropped.arm} at {format_flops(dropped.budget)}, seed {dropped.seed}: {dropped.reason}")
-    for run in plan.runs:
-        if run.plan.epochs and run.plan.epochs > 1:
-            note(f"warning: {run.plan.name} repeats its data, {run.plan.epochs:.2g} epochs")
+    warn_of_epochs([run.plan for run in plan.runs])
+
+
+def warn_of_epochs(plans: Sequence[RunPlan]) -> None:
+    for plan in plans:
+        if plan.epochs and plan.epochs > 1:
+            note(f"warning: {plan.name} repeats its text, {plan.epochs:.2g} epochs")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modexp.cli.common import add_study, note, parser, study_path
+from modexp.cli.common import add_study, note, parser, study_path, study_records
 from modexp.errors import UserError
 
 FIGURES = ("isoflop", "curves")
@@ -25,12 +25,10 @@ def main(words: list[str]) -> int:
     p.add_argument("--out", metavar="DIR", help="where to write (default: the study's directory)")
     args = p.parse_args(words)
 
-    from modexp.analysis.records import records
-
     study = study_path(args.study, args.runs_dir)
     out = Path(args.out) if args.out else study
     if args.figure == "isoflop":
-        draw_isoflop(study, records(study), out, args.axis)
+        draw_isoflop(study, study_records(study), out, args.axis)
     else:
         draw_curves(study, out, args.x)
     return 0

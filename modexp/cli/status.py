@@ -15,6 +15,7 @@ from modexp.cli.common import (
     print_table,
     split_words,
     study_path,
+    study_records,
 )
 from modexp.errors import RunFailed
 
@@ -29,10 +30,8 @@ def main(words: list[str]) -> int:
     p.add_argument("words", nargs="*", metavar="STUDY")
     args = p.parse_intermixed_args(words)
 
-    from modexp.analysis.records import records
-
     names, _ = split_words(args.words)
-    rows = records(study_path(args.study or one_name(names, "") or None, args.runs_dir))
+    rows = study_records(study_path(args.study or one_name(names, "") or None, args.runs_dir))
     if args.json:
         print_json(rows)
     else:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modexp.cli.common import add_budget, note, one_name, parser, split_words
+from modexp.cli.common import add_budget, note, one_name, parser, split_words, study_records
 from modexp.errors import Interrupted, RunFailed, UserError
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ def main(words: list[str]) -> int:
     runs_dir = Path(arms[next(iter(arms))](sweep.budgets[0]).runs_dir)
     study = join(runs_dir / name, sweep, arms)
     plan = plan_of(study, arms)
+    if sweep.description:
+        note(f"{name}: {sweep.description}")
     print_plan(plan)
     if not plan.runs:
         raise UserError(f"the budgets of study {name} buy no run", "raise --budget or choose smaller sizes")
@@ -48,23 +50,33 @@ def main(words: list[str]) -> int:
         return 0
 
     study, directories = set_up(study, plan.runs, args.yes)
-    left = [(run, planned) for run, planned in directories if run.result() is None]
-    done = len(directories) - len(left)
-    if done:
-        note(f"{done} of {len(directories)} runs are finished and skipped")
-    failed = execute([run for run, _ in left], left[0][1].config) if left else []
+    left = [run for run, _ in directories if run.result() is None]
+    if len(left) < len(directories):
+        note(f"{len(directories) - len(left)} of {len(directories)} runs are finished and skipped")
+    elsewhere = execute(left, directories[0][1].config) if left else []
     conclude(study)
+    ours = [run for run, _ in directories if run not in elsewhere]
+    failed = [run.name for run in ours if (run.result() or {}).get("status") is None]
+    diverged = [run.name for run in ours if (run.result() or {}).get("status") == "diverged"]
     if failed:
         raise RunFailed(
-            f"{len(failed)} of {len(directories)} runs failed: {', '.join(run.name for run in failed)}",
+            f"{len(failed)} of {len(directories)} runs failed: {', '.join(failed)}",
             "modexp status tells why; the same command tries them again",
+        )
+    if diverged:
+        raise RunFailed(
+            f"{len(diverged)} of {len(directories)} runs diverged: {', '.join(diverged)}",
+            "their learning rate is too high: start a study of another name with a lower optim.lr",
         )
     return 0
 
 
 def set_up(study: Study, runs: Sequence[PlannedRun], yes: bool) -> tuple[Study, list[tuple[RunDir, PlannedRun]]]:
     """Resolve precision and text once, say what it will take, and write every run's directory."""
+    from modexp.cli.plan import warn_of_epochs
     from modexp.data.corpus import prepare
+    from modexp.files import make_folder
+    from modexp.plan.run import plan_run
     from modexp.runs import RunDir, create
     from modexp.train.hardware import choose_device, choose_precision
     from modexp.train.loop import needed_tokens
@@ -80,6 +92,7 @@ def set_up(study: Study, runs: Sequence[PlannedRun], yes: bool) -> tuple[Study, 
     if left:
         check_time(left, study.precision, yes)
 
+    make_folder(study.path)
     most = max(run.plan.sequences for run in runs)
     corpus = prepare(first.data, *needed_tokens(most, first), report=note)
     known = study.data.get("content_hash", corpus.manifest["content_hash"])
@@ -90,16 +103,21 @@ def set_up(study: Study, runs: Sequence[PlannedRun], yes: bool) -> tuple[Study, 
         )
     study = replace(study, data=corpus.manifest)
     study.save()
+    tokens = corpus.manifest["train_tokens"] if corpus.manifest["exhausted"] else first.data.num_tokens
     directories = []
     for planned in runs:
         config = replace(
             planned.config,
             name=planned.plan.name,
+            data=replace(first.data, num_tokens=tokens),
             trainer=replace(planned.config.trainer, precision=study.precision),
         )
+        planned = replace(planned, config=config, plan=plan_run(config, planned.plan.arm))  # now its epochs are known
         run = RunDir(study.path / planned.plan.name)
         create(run, config, planned.plan, corpus.manifest)
-        directories.append((run, replace(planned, config=config)))
+        directories.append((run, planned))
+    if tokens != first.data.num_tokens:
+        warn_of_epochs([planned.plan for _, planned in directories])
     return study, directories
 
 
@@ -125,24 +143,21 @@ def check_time(left: Sequence[PlannedRun], precision: str, yes: bool) -> None:
 
 
 def execute(runs: Sequence[RunDir], config: Any) -> list[RunDir]:
-    """Run what is left, the most expensive first; returns the runs that failed."""
+    """Run what is left, the most expensive first; returns the runs that another process has."""
     from modexp.cli.watch import Watch
     from modexp.sweep.local import Launcher, slots_of
 
-    ours = [run for run in runs if not run.is_locked()]
-    for run in runs:
-        if run not in ours:
-            note(f"{run.name} is trained by another process and left to it")
-    ordered = sorted(ours, key=lambda run: -run.plan()["plan"]["flops"])
+    elsewhere = [run for run in runs if run.is_locked()]
+    ordered = sorted((run for run in runs if run not in elsewhere), key=lambda run: -run.plan()["plan"]["flops"])
     slots = slots_of(config.launcher.slots, config.trainer.threads, config.trainer.device)
-    failed: list[RunDir] = []
     with Watch(len(ordered)) as watch:
 
         def on_end(run: RunDir, code: int) -> None:
             result = run.result()
-            if result is None:
-                failed.append(run)
-            watch.ended(run, result, run.error() or f"exit code {code}, see {run.log_path}")
+            if result is None and run.is_locked():  # another sweep was quicker
+                elsewhere.append(run)
+            else:
+                watch.ended(run, result, run.error() or f"exit code {code}, see {run.log_path}")
 
         # a scheduler's or a person's kill is a Ctrl-C: what runs is asked to save its state
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -152,16 +167,17 @@ def execute(runs: Sequence[RunDir], config: Any) -> list[RunDir]:
             raise Interrupted("the study was stopped", "its runs are saved; the same command goes on") from None
         finally:
             signal.signal(signal.SIGTERM, before)
-    return failed
+    for run in elsewhere:
+        note(f"{run.name} is trained by another process and left to it")
+    return elsewhere
 
 
 def conclude(study: Study) -> None:
     """Optima with intervals, and the figure."""
-    from modexp.analysis.records import records
     from modexp.cli.fit import print_fit
     from modexp.cli.plot import draw_isoflop
 
-    rows = records(study.path)
+    rows = study_records(study.path)
     if any(row["status"] == "done" for row in rows):
         print_fit(rows)
         draw_isoflop(study.path, rows)

@@ -12,9 +12,21 @@ from modexp.errors import ModexpError, RunFailed, UserError, complain
 
 
 def main(words: list[str]) -> int:
-    if "--run" in words:
+    if any(word == "--run" or word.startswith("--run=") for word in words):
         return train_planned(words)
+    for word in words:
+        if word.startswith("--") and word.partition("=")[0] not in FLAGS:
+            raise UserError(
+                f"{word} is not a flag of modexp train", "settings are written key=value; --help shows more"
+            )
     return through_hydra(with_budget(words))
+
+
+# Hydra's, and ours
+FLAGS = (
+    "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--multirun", "--shell-completion",
+    "--config-path", "--config-name", "--config-dir", "--info", "--experimental-rerun", "--budget",
+)  # fmt: skip
 
 
 def with_budget(words: list[str]) -> list[str]:
@@ -43,6 +55,7 @@ def through_hydra(words: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra.main re-raises instead of printing frames and exiting
     sys.argv = ["modexp train", *words]
     codes: list[int] = []
+    faults: list[Exception] = []
 
     @hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="config")
     def job(tree: Any) -> None:
@@ -51,19 +64,24 @@ def through_hydra(words: list[str]) -> int:
         except ModexpError as error:  # kept from Hydra, which would end a multirun with it
             complain(error)
             codes.append(error.exit_code)
+        except Exception as error:  # Hydra would add a line of its own
+            faults.append(error)
 
     try:
         job()
     except Exception as error:
         raise explained(error) from None
+    for fault in faults:
+        raise fault
     return max(codes, default=0)
 
 
 def train_new(tree: Any) -> dict[str, Any]:
     """Plan, prepare the text, write the run directory, train."""
     from modexp.cli.common import note, print_table
-    from modexp.cli.plan import COLUMNS, OPTIONAL, row
+    from modexp.cli.plan import COLUMNS, OPTIONAL, row, warn_of_epochs
     from modexp.config.root import from_tree
+    from modexp.files import make_folder
     from modexp.plan.run import plan_run, resolve_shape
     from modexp.runs import RunDir, create, identity
 
@@ -78,6 +96,7 @@ def train_new(tree: Any) -> dict[str, Any]:
     name = config.name or f"{plan.name}-{identity(config)[:6]}"
     config = replace(config, name=name)
     run = RunDir(Path(config.runs_dir) / config.study / name)
+    make_folder(run.path.parent)
     if (result := run.result()) is not None:
         create(run, config, plan, run.plan()["data"])  # refuses another plan under this name
         note(f"{run.path} is finished; nothing to do")
@@ -86,6 +105,7 @@ def train_new(tree: Any) -> dict[str, Any]:
     config, manifest = with_text(config, plan.sequences)
     plan = plan_run(config)
     print_table(COLUMNS, [row(plan)], f"plan of {run.path}", OPTIONAL)
+    warn_of_epochs([plan])
     create(run, config, plan, manifest)
     return start(run)
 

@@ -19,7 +19,7 @@ EVERY = 1.0  # seconds
 
 class Watch:
     def __init__(self, total: int) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=True, highlight=False)
         self.bar = Progress(
             TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=self.console
         )
@@ -48,7 +48,7 @@ class Watch:
             seconds = result["train_seconds"] + result["eval_seconds"]
             kind, loss = ("loss", result["loss"]) if result["loss"] is not None else ("top-k loss", result["loss_topk"])
             outcome = f"{kind} {loss:.4f}  {seconds:.0f} s"
-        self.console.print(f"[{self.done}/{self.total}] {run.name}  {outcome}", markup=False)
+        self.console.print(f"[{self.done}/{self.total}] {run.name}  {outcome}", markup=False, soft_wrap=True)
 
     def running(self, runs: list[RunDir]) -> None:
         """Refresh the live view, once a second."""

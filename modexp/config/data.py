@@ -21,6 +21,8 @@ class DataConfig:
     cache_dir: str | None = unscientific(None)  # None: $MODEXP_CACHE, else ~/.cache/modexp
 
     def __post_init__(self) -> None:
+        known = self.num_tokens is None or self.num_tokens > 0
+        require(known, "data.num_tokens", self.num_tokens, "is not positive", "null says that it is not known")
         require(self.vocab_size >= 2, "data.vocab_size", self.vocab_size, "is below 2")
         require(
             self.tokenizer != "bytes" or self.vocab_size >= 256,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,12 +91,19 @@ def typed(schema: type, values: Mapping[str, Any] | DictConfig, prefix: str = ""
     for flag in [node, *(node._get_node(name) for name in known)]:
         if isinstance(flag, DictConfig):
             OmegaConf.set_readonly(flag, False)  # frozen dataclasses are read-only nodes; we are still merging
+    for setting, value in values.items():
+        for number in value if isinstance(value, list | tuple) else [value]:
+            finite = not isinstance(number, float) or math.isfinite(number)
+            require(finite, f"{prefix}{setting!s}", value, "is not a finite number")
     try:
         return OmegaConf.to_object(OmegaConf.merge(node, values))
     except OmegaConfBaseException as error:
         key = f"{prefix}{error.full_key}" if error.full_key else prefix.rstrip(".")
         sentence = str(error.msg or error).splitlines()[0]
-        raise UserError(f"{key}: {sentence}", "give a value of the type that conf/ shows") from None
+        if "ListConfig" in sentence:
+            wrong = f"{key} is a list" if "not a ListConfig" in sentence else f"{key}: a list stands in its place"
+            raise UserError(wrong.lstrip(": "), "a list is written 'key=[a,b]', and in a file [a, b]") from None
+        raise UserError(f"{key}: {sentence}", "give a value of the type that stands there by default") from None
 
 
 def schema_of(group: str, values: Mapping[str, Any]) -> type:

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from modexp.config.base import one_of, require, unscientific
-
-CONVENTIONS = ("matmul", "causal")
+from modexp.flops.ledger import CONVENTIONS
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class BudgetConfig:
 
     def __post_init__(self) -> None:
         require(self.flops > 0, "budget.flops", self.flops, "is not positive", "try --budget 6e18")
-        one_of("budget.convention", self.convention, CONVENTIONS)
+        one_of("budget.convention", self.convention, tuple(CONVENTIONS))
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,7 @@ class GridConfig:
     def __post_init__(self) -> None:
         require(self.points >= 1, "grid.points", self.points, "is not positive")
         require(self.span >= 1, "grid.span", self.span, "is below 1")
+        require(self.span > 1 or self.points == 1, "grid.span", self.span, f"holds one size, not {self.points}")
         require(self.tokens_per_param > 0, "grid.tokens_per_param", self.tokens_per_param, "is not positive")
 
 

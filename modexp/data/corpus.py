@@ -176,7 +176,7 @@ def check_size(config: DataConfig, store: Store) -> None:
                 f"{documents} documents ({share}), too few for data.sequence_length={config.sequence_length}"
             )
         if documents < 2:
-            cure = "a document is never divided: cut the text into several files, or into the rows of a jsonl"
+            cure = "add text: a single document cannot be both trained on and held out"
         else:
             cure = "add documents, shorten data.sequence_length, or change data.validation_share"
         raise UserError(sentence, cure)

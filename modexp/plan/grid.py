@@ -55,6 +55,10 @@ def rungs_near(config: Config, wanted: list[float]) -> list[Shape]:
     chosen: list[Shape] = []
     for target in wanted:
         free = [shape for shape in flops if shape not in chosen]
+        if not free:
+            raise UserError(
+                f"grid.points={len(wanted)} is more than the {len(flops)} sizes of the ladder", "ask for fewer"
+            )
         chosen.append(min(free, key=lambda shape: abs(math.log(flops[shape] / target))))
     return chosen
 

@@ -51,24 +51,27 @@ VARIES = ("budget.flops", "seed", "trainer.precision")
 
 
 def fixed_fields(config: Config) -> dict[str, Any]:
-    return {key: value for key, value in scientific(config).items() if key not in VARIES}
+    fields = {key: value for key, value in scientific(config).items() if key not in VARIES}
+    return {**fields, "size": config.size}  # a size in place of the grid makes another study
 
 
 def load_study(path: Path) -> Study:
+    """What study.yaml holds. UserError if it is missing or damaged."""
     try:
-        tree = OmegaConf.to_container(OmegaConf.load(path / "study.yaml"))
+        tree: Any = OmegaConf.to_container(OmegaConf.load(path / "study.yaml"))
+        sweep = dict(tree["sweep"])
+        grid = typed(GridConfig, sweep.pop("grid"), "grid.")
+        sweep = dataclasses.replace(typed(SweepConfig, sweep), grid=grid)
+        return Study(path, sweep, tree["arms"], tree["precision"], tree["data"])
     except FileNotFoundError:
         raise UserError(f"{path} holds no study.yaml", "modexp sweep starts a study") from None
-    assert isinstance(tree, dict)
-    sweep = dict(tree["sweep"])
-    grid = typed(GridConfig, sweep.pop("grid"), "grid.")
-    return Study(
-        path,
-        dataclasses.replace(typed(SweepConfig, sweep), grid=grid),
-        tree["arms"],
-        tree["precision"],
-        tree["data"],
-    )
+    except UserError:
+        raise
+    except Exception as error:  # whatever YAML and OmegaConf make of a damaged file
+        raise UserError(
+            f"{path / 'study.yaml'} is damaged ({type(error).__name__})",
+            "remove that file alone and sweep again: finished runs are kept",
+        ) from None
 
 
 def join(path: Path, sweep: SweepConfig, arms: Arms) -> Study:

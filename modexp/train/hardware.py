@@ -58,10 +58,12 @@ def matmul_limit(device: torch.device, precision: str) -> float:
 
 
 def memory_free(device: torch.device) -> int:
-    """Bytes a run may take."""
+    """Bytes a run may take: of a GPU what is free; of the machine as large a share as its threads are of the cores, so
+    that runs side by side do not each count on the same bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return round(total * min(1.0, torch.get_num_threads() / (os.cpu_count() or 1)))
 
 
 def describe(device: torch.device) -> str:

@@ -5,24 +5,19 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 
 from modexp.config.root import Config
-from modexp.config.root import to_tree as config_tree
-from modexp.config.routing import LayersConfig
 from modexp.data.corpus import Corpus, open_corpus
 from modexp.errors import Interrupted, ModexpError, RunFailed
 from modexp.files import write_json, write_text
-from modexp.kinds import realised_forward
 from modexp.models.build import build
 from modexp.models.loss import training_loss
 from modexp.models.transformer import Transformer
@@ -32,44 +27,20 @@ from modexp.train.evaluate import evaluate
 from modexp.train.hardware import autocast, choose_device, describe, matmul_limit, memory_free, wait
 from modexp.train.memory import micro_batch
 from modexp.train.optimizer import clip_gradients, make_optimizer
+from modexp.train.outcome import Consumed, outcome, run_info
 from modexp.train.progress import Progress
-from modexp.train.provenance import provenance
 from modexp.train.schedule import lr_at
-from modexp.train.trackers import RunInfo, Tracker, start
+from modexp.train.signals import Stop
+from modexp.train.trackers import Tracker, start
 
 
 @dataclass
-class State:
-    """What a checkpoint holds beside tensors. ``step`` steps are done."""
+class State(Consumed):
+    """What a checkpoint holds beside tensors."""
 
-    step: int = 0
-    sequences: int = 0
     loss_sum: float = 0.0  # of the steps since the last row of metrics
     loss_steps: int = 0
-    train_seconds: float = 0.0
-    eval_seconds: float = 0.0
-
-
-@dataclass
-class Stop:
-    """Set by SIGINT, SIGTERM and SIGUSR1 (a scheduler's warning); looked at between steps."""
-
-    signal: int = 0
-    previous: dict[int, Any] = field(default_factory=dict)
-
-    def __enter__(self) -> Stop:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            self.previous[number] = signal.signal(number, self.note)
-        return self
-
-    def note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal == signal.SIGINT == number:
-            raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step
-        self.signal = number
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+    micro: int = 0  # sequences a pass: another split of the batch would round its gradient otherwise
 
 
 def train(directory: Path) -> dict[str, Any]:
@@ -117,17 +88,13 @@ class Training:
             torch.set_num_threads(trainer.threads)
         self.corpus = corpus_of(self.config, self.promise)
         self.held_out = torch.from_numpy(self.corpus.validation(trainer.eval_sequences))
+        if len(self.held_out) < trainer.eval_sequences:
+            say(f"the held-out text holds {len(self.held_out)} of the {trainer.eval_sequences} sequences asked for")
         self.model: Transformer = build(self.config.model, self.config.data, self.config.seed).to(self.device)
         self.optimizer = make_optimizer(self.model, self.config.optim)
         self.state = self.resume()
         self.forward: Any = torch.compile(self.model) if trainer.compile else self.model
-        self.micro = trainer.micro_batch or micro_batch(
-            self.config.model,
-            self.config.data,
-            self.plan["batch_size"],
-            self.plan["params_total"],
-            memory_free(self.device),
-        )
+        self.state.micro = trainer.micro_batch or self.state.micro or self.fitting_micro_batch()
         self.loss_sum = torch.tensor(self.state.loss_sum, device=self.device)
         self.limit = matmul_limit(self.device, self.precision)
         steps, evals = self.plan["steps"], trainer.num_evals
@@ -150,14 +117,22 @@ class Training:
         self.run.cut_metrics(0)
         return State()
 
+    def fitting_micro_batch(self) -> int:
+        batch, params = self.plan["batch_size"], self.plan["params_total"]
+        return micro_batch(self.config.model, self.config.data, batch, params, memory_free(self.device))
+
     def to_the_end(self) -> dict[str, Any]:
-        tracker = start(self.config.tracker, self.info(), say)
+        tracker = start(self.config.tracker, run_info(self.run, self.config, self.promise), say)
         exit_code = 1
         summary: dict[str, Any] = {}
         try:
+            if self.stop.signal:  # asked while the text was being read
+                raise Interrupted(f"{self.run.path} was stopped before a step", "the same command starts it")
             with Progress(self.run.name, self.plan["steps"]) as progress:
                 reason = self.steps(tracker, progress)
-            summary = self.result(reason)
+            consumed = Consumed(**{f.name: getattr(self.state, f.name) for f in fields(Consumed)})
+            summary = outcome(self.run, self.config, self.promise, consumed, reason, describe(self.device))
+            summary["held_out_sequences"] = len(self.held_out)
             write_json(self.run.result_path, summary)
             exit_code = 0 if summary["status"] == "done" else 1
             return summary
@@ -179,24 +154,24 @@ class Training:
                     state.train_seconds += seconds
                     rate = (state.sequences - tokens_then) * plan["sequence_length"] / seconds
                     row = self.row(lr, norm, rate)
-                    if not math.isfinite(row["train/loss"]):
-                        return f"the training loss is {row['train/loss']} at step {state.step}"
-                    if due:
+                    if due and math.isfinite(row["train/loss"]):
                         row |= self.evaluate()
-                        held_out = row.get("val/loss", row.get("val/loss_topk", math.nan))
-                        if not math.isfinite(held_out):
-                            return f"the held-out loss is {held_out} at step {state.step}"
-                    metrics.write(json.dumps(row) + "\n")
+                    odd = [key for key, value in row.items() if key.endswith("/loss") and not math.isfinite(value)]
+                    told = {key: value for key, value in row.items() if math.isfinite(value)}
+                    metrics.write(json.dumps(told) + "\n")
                     metrics.flush()
-                    tracker.log(row)
+                    tracker.log(told)
+                    if odd:
+                        return f"{odd[0]} is {row[odd[0]]} at step {state.step}"
                     progress.show(row)
                     since_row, tokens_then = time.perf_counter(), state.sequences
-                finished = state.step == plan["steps"]
-                if finished or self.stop.signal or time.monotonic() - last_saved > trainer.checkpoint_minutes * 60:
+                finished, asked = state.step == plan["steps"], self.stop.signal
+                minutes = (time.monotonic() - last_saved) / 60
+                if finished or asked or minutes > trainer.checkpoint_minutes:
                     os.fsync(metrics.fileno())
                     self.save()
                     last_saved = time.monotonic()
-                if self.stop.signal and not finished:
+                if asked and not finished:
                     raise Interrupted(
                         f"{self.run.path} was stopped at step {state.step} of {plan['steps']}",
                         "its state is saved; the same command goes on from there",
@@ -212,7 +187,7 @@ class Training:
         batch_size = plan["last_batch_size"] if last else plan["batch_size"]
         batch = self.batch(state.sequences, state.sequences + batch_size)
         torch.manual_seed(self.config.seed * 2**31 + state.step)  # noise is a function of the step, not of history
-        for chunk in batch.split(self.micro):
+        for chunk in batch.split(state.micro):
             with autocast(self.device, self.precision):
                 output = self.forward(chunk[:, :-1])
             total, loss = training_loss(output, chunk[:, 1:])
@@ -281,46 +256,6 @@ class Training:
             self.optimizer,
             dict(vars(self.state)),
             self.config.trainer.keep_checkpoints,
-        )
-
-    def result(self, diverged: str) -> dict[str, Any]:
-        """What was consumed, counted step by step, and what was reached."""
-        state, plan = self.state, self.plan
-        rows = self.run.metrics()
-        last = rows[-1] if rows and not diverged else {}
-        result = {
-            "status": "diverged" if diverged else "done",
-            "error": diverged,
-            "loss": last.get("val/loss"),
-            "loss_topk": last.get("val/loss_topk"),
-            "bits_per_byte": last.get("val/bits_per_byte"),
-            "train_loss": last.get("train/loss"),
-            "steps": state.step,
-            "sequences": state.sequences,
-            "tokens": state.sequences * plan["sequence_length"],
-            "flops_consumed": state.sequences * plan["training_flops_per_sequence"],
-            "flops_planned": plan["flops"],
-            "validation": {k.removeprefix("val/"): v for k, v in last.items() if k.startswith("val/")},
-            "train_seconds": state.train_seconds,
-            "eval_seconds": state.eval_seconds,
-            "precision": self.precision,
-            "provenance": provenance(describe(self.device)),
-        }
-        capacities = [v for k, v in last.items() if k.startswith("val/capacity.layer")]
-        if isinstance(self.config.model, LayersConfig) and capacities:
-            result["flops_per_token_causal"] = realised_forward(
-                self.config.model, self.config.data, capacities, plan["convention"]
-            )
-        return result
-
-    def info(self) -> RunInfo:
-        return RunInfo(
-            run_dir=self.run.path,
-            run_id=f"{self.config.study}-{self.run.name}-{self.promise['identity']}",
-            name=self.run.name,
-            study=self.config.study,
-            arm=self.plan["arm"],
-            config={**config_tree(self.config), "plan": self.plan},
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
 PLAIN_EVERY = 10.0  # seconds
 
@@ -43,7 +44,7 @@ class Progress:
 
     def __init__(self, name: str, steps: int) -> None:
         self.name, self.steps = name, steps
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=True, highlight=False)
         self.live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
         self.started = self.last_plain = time.monotonic()
         self.first_step: int | None = None
@@ -73,9 +74,9 @@ class Progress:
     def show(self, row: dict[str, Any]) -> None:
         text = self.line(row)
         if self.live:
-            self.live.update(text)
+            self.live.update(Text(text, no_wrap=True, overflow="ellipsis"))
             if held_out(row) is not None:
-                self.console.print(text)
+                self.console.print(text, soft_wrap=True)
         elif held_out(row) is not None or time.monotonic() - self.last_plain > PLAIN_EVERY:
             print(f"{self.name}  {text}", file=sys.stderr, flush=True)
             self.last_plain = time.monotonic()

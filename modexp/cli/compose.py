@@ -39,6 +39,20 @@ def plain_budget(override: str) -> str:
     return f"budget.flops={value}" if key == "budget" and number(value) is not None else override
 
 
+def searchpath() -> list[str]:
+    """The folder of YAML files, ``<module>_conf`` or ``conf`` beside the module, of every installed kind of model."""
+    from importlib.metadata import entry_points
+    from importlib.util import find_spec
+
+    folders = []
+    for point in entry_points(group="modexp.kinds"):
+        spec = find_spec(point.module.partition(".")[0])
+        if spec and spec.origin:
+            beside = Path(spec.origin).parent
+            folders += [str(f) for f in (beside / f"{spec.name}_conf", beside / "conf") if f.is_dir()][:1]
+    return [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"] if folders else []
+
+
 def compose(overrides: list[str], config_dir: Path | None = None) -> Any:
     """The composed tree of conf/config.yaml."""
     from hydra import compose as hydra_compose
@@ -46,7 +60,7 @@ def compose(overrides: list[str], config_dir: Path | None = None) -> Any:
 
     try:
         with initialize_config_dir(str(config_dir or shipped("conf")), version_base="1.3"):
-            return hydra_compose("config", overrides=[plain_budget(o) for o in overrides])
+            return hydra_compose("config", overrides=[*searchpath(), *map(plain_budget, overrides)])
     except Exception as error:
         raise explained(error) from None
 

@@ -50,10 +50,10 @@ def through_hydra(words: list[str]) -> int:
     """Hydra parses, composes, answers --cfg and --help; errors come back here to become sentences."""
     import hydra
 
-    from modexp.cli.compose import explained, shipped
+    from modexp.cli.compose import explained, searchpath, shipped
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra.main re-raises instead of printing frames and exiting
-    sys.argv = ["modexp train", *words]
+    sys.argv = ["modexp train", *words, *searchpath()]
     codes: list[int] = []
     faults: list[Exception] = []
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -71,6 +72,14 @@ MAX_ARMS = 1 + len(_OTHERS)
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """What was written, and what the note on the figure says: empty when nothing is missing."""
+
+    paths: list[Path]
+    note: str
+
+
+@dataclass(frozen=True)
 class Stroke:
     """How one curve is drawn."""
 
@@ -89,6 +98,15 @@ class Stroke:
             "markeredgecolor": self.color,
             "linestyle": "none",
         }
+
+    def disc(self) -> dict[str, Any]:
+        """Keywords of Axes.scatter for markers whose area tells something: lines around them stay visible."""
+        face = (*self.color, 0.35) if self.filled else (1.0, 1.0, 1.0, 0.35)
+        return {"marker": self.marker, "facecolor": [face], "edgecolor": [self.color], "linewidth": 0.9}
+
+    def bar(self) -> dict[str, Any]:
+        """Keywords of Axes.barh."""
+        return {"facecolor": self.color if self.filled else "white", "edgecolor": self.color, "linewidth": 1.0}
 
     def line(self) -> dict[str, Any]:
         return {"color": self.color, "linestyle": self.linestyle}
@@ -166,6 +184,22 @@ def footer(axes: Axes, columns: Sequence[Sequence[Any]], note: str) -> None:
         labelspacing=0.35,
     )
     axes.text(0.5, 0.0, note, transform=axes.transAxes, ha="center", va="bottom", fontsize=6.5, color=GREY)
+
+
+def folded(columns: Sequence[Sequence[Any]], rows: int) -> list[list[Any]]:
+    """Columns of a legend, short ones put below one another, so that many arms at one budget do not stand in a row."""
+    stacked: list[list[Any]] = []
+    for column in columns:
+        if stacked and len(stacked[-1]) + len(column) <= rows:
+            stacked[-1].extend(column)
+        else:
+            stacked.append(list(column))
+    return stacked
+
+
+def wrapped(lines: Sequence[str], width: float) -> str:
+    """A note's sentences, a line each, broken to fit a figure ``width`` inches wide."""
+    return "\n".join(part for line in lines for part in textwrap.wrap(line, round(19.4 * width)))
 
 
 def footer_height(rows: int, note_lines: int) -> float:

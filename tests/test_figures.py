@@ -1,4 +1,4 @@
-"""The paper's figures: sweep files plan their arms, figures show the numbers they were given and say what is missing."""
+"""The paper's figures: sweep files plan their arms, figures show the numbers given and say what is missing."""
 
 from __future__ import annotations
 

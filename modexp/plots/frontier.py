@@ -18,7 +18,7 @@ from modexp.plots import style
 from modexp.plots.panel import COST, Panel, key_of, missing, note_of, references_of, require_points
 
 WIDTH = 5.6  # inches
-LARGEST = 130.0  # pt², area of the marker of the largest model
+LARGEST = 100.0  # pt², area of the marker of the largest model: its sample still fits a line of the legend
 
 
 def draw(
@@ -85,11 +85,14 @@ def draw(
 
 
 def size_key(sizes: Sequence[float], scale: float) -> list[Any]:
-    """Legend entries for the smallest, the middle and the largest model."""
+    """Legend entries for the largest model, the middle one and the smallest, where their areas differ to the eye."""
     from matplotlib.lines import Line2D
 
     ordered = sorted(set(sizes))
-    shown = dict.fromkeys((ordered[0], ordered[len(ordered) // 2], ordered[-1]))
+    shown: list[float] = []
+    for size in (ordered[-1], ordered[len(ordered) // 2], ordered[0]):
+        if not shown or shown[-1] / size >= 1.5:
+            shown.append(size)
     look: dict[str, Any] = {"marker": "o", "linestyle": "none", "markerfacecolor": "none"}
     return [
         # a Line2D's marker is given by its diameter, scatter's by the area of the square around it: both in points

@@ -237,7 +237,7 @@ def size_ticks(low: float, high: float) -> list[float]:
 
 
 def ratio_axis(axes: Axes, low: float, high: float) -> None:
-    """A log axis for ratios to a reference, ticks at powers of two: 0.25, 0.5, 1, 2, 4."""
+    """A log axis for ratios to a reference, ticks at powers of two (0.5, 1, 2), at round numbers where those are few."""
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
     axes.set_xscale("log", base=2)
@@ -247,7 +247,8 @@ def ratio_axis(axes: Axes, low: float, high: float) -> None:
     first, last = math.ceil(math.log2(low / pad)), math.floor(math.log2(high * pad))
     step = max(1, math.ceil((last - first) / 7))
     powers = [p for p in range(first, last + 1) if p % step == 0]
-    axes.xaxis.set_major_locator(FixedLocator([2.0**p for p in powers]))
+    ticks = [2.0**p for p in powers] if len(powers) >= 3 else size_ticks(low / pad, high * pad)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:.3g}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())

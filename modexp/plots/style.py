@@ -237,7 +237,7 @@ def size_ticks(low: float, high: float) -> list[float]:
 
 
 def ratio_axis(axes: Axes, low: float, high: float) -> None:
-    """A log axis for ratios to a reference, ticks at powers of two (0.5, 1, 2), at round numbers where those are few."""
+    """A log axis for ratios: ticks at powers of two (0.5, 1, 2), at round numbers where those are few."""
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
     axes.set_xscale("log", base=2)

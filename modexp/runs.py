@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,7 @@ def create(run: RunDir, config: Config, plan: RunPlan, data: dict[str, Any]) -> 
             "identity": identity(config),
             "precision": config.trainer.precision,
             "data": data,
+            "model": asdict(config.model),  # what the records need of config.yaml, which is slow to read
             "ledger": books.to_json(),
         },
     )

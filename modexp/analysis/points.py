@@ -119,3 +119,9 @@ def baseline_of(records: Sequence[Record]) -> str:
     arms = arms_of(records)
     dense = [str(r["arm"]) for r in records if not r.get("routed")]
     return "baseline" if "baseline" in arms else (dense or arms)[0]
+
+
+def baseline_first(records: Sequence[Record]) -> list[str]:
+    """Arms as figures list them: the baseline, then the others as they come."""
+    baseline = baseline_of(records)
+    return sorted(arms_of(records), key=lambda arm: arm != baseline)

@@ -12,17 +12,20 @@ PLANNED = (
     "arm", "budget", "seed", "size", "n_layers", "d_model", "params_total", "params_non_embedding", "params_active",
     "flops_per_token", "relative_flops", "batch_size", "lr", "tokens_per_param", "epochs", "routed", "convention",
 )  # fmt: skip
+MODEL = ("kind", "capacity", "every", "layers", "causal")  # None where a kind of model has no such thing
 REACHED = ("loss", "loss_topk", "bits_per_byte", "train_loss", "flops_per_token_causal", "train_seconds")
 
 
 def record(run: RunDir) -> dict[str, Any]:
     """What is known of a run now. Losses in nats a token, ``None`` until it is done."""
-    plan = run.plan()["plan"]
+    promise = run.plan()
+    plan, model = promise["plan"], promise.get("model", {})
     result = run.result() or {}
     state = run.state()
     row: dict[str, Any] = {"run": run.name, "status": state}
-    row |= {key: plan[key] for key in PLANNED}
+    row |= {key: plan[key] for key in PLANNED} | {key: model.get(key) for key in MODEL}
     row |= {
+        "sequence_length": plan["sequence_length"],
         "steps_planned": plan["steps"],
         "tokens_planned": plan["tokens"],
         "flops_planned": plan["flops"],

@@ -12,7 +12,7 @@ COMMANDS = {
     "sweep": "plan and run a study; what is finished is skipped: modexp sweep --budget 6e18",
     "status": "what is planned, running, done, failed",
     "fit": "optima of a study with intervals",
-    "plot": "figures of a study: isoflop, curves",
+    "plot": "the paper's figures of a study, finished or not: modexp plot isoflop",
 }
 
 HELP = """usage: modexp COMMAND [flags] [key=value ...]

@@ -2,35 +2,63 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modexp.cli.common import add_study, note, parser, study_path, study_records
 from modexp.errors import UserError
 
-FIGURES = ("isoflop", "curves")
+if TYPE_CHECKING:
+    from modexp.runs import RunDir
+
+FIGURES = {
+    "isoflop": "loss against parameters and against relative FLOPs, with optima (Fig. 3 left, Fig. 4)",
+    "frontier": "loss against relative FLOPs per forward pass, marker area by parameters (Fig. 4 right)",
+    "curves": "learning curves; with --run, FLOPs a step and steps per second beside them (Fig. 3 right)",
+    "capacity": "loss against capacity, a line for each routing frequency (tuning of Fig. 3)",
+    "routing": "block or bypass by token and layer of a --text, router weights, entropy (Fig. 5)",
+    "sampling": "causal beside top-k loss, run by run (Fig. 6 left)",
+    "predictor": "the predictor's accuracy, precision and recall against the step (Fig. 6 right)",
+    "mode": "loss against relative FLOPs per forward pass, all arms (Fig. 7)",
+}
+# which figures a flag speaks to; given to another one it is refused
+FLAGS = {
+    "x": ("curves",),
+    "axis": ("isoflop",),
+    "run": ("curves", "predictor", "routing"),
+    "text": ("routing",),
+}
 
 
 def main(words: list[str]) -> int:
     p = parser("plot", "Draw a study: PNG, SVG, and every number drawn as CSV.")
+    p.formatter_class = argparse.RawDescriptionHelpFormatter
+    p.epilog = "figures\n" + "\n".join(f"  {name:<10} {text}" for name, text in FIGURES.items())
     add_study(p)
-    p.add_argument(
-        "figure",
-        choices=FIGURES,
-        help="isoflop: loss against size and relative FLOPs; curves: learning curves",
-    )
-    p.add_argument("--x", default="flops", choices=("flops", "tokens", "steps"), help="axis of the learning curves")
-    p.add_argument("--axis", default="params_total", help="size axis of isoflop: params_total, params_active, ...")
+    p.add_argument("figure", choices=FIGURES, metavar="FIGURE", help="one of those below")
+    p.add_argument("name", nargs="?", metavar="STUDY", help="as --study")
+    p.add_argument("--x", choices=("flops", "tokens", "steps"), help="axis of the learning curves (default: flops)")
+    p.add_argument("--axis", metavar="SIZE", help="size axis of isoflop: params_total (default), params_active, ...")
+    p.add_argument("--run", action="append", metavar="RUN", help="of curves, predictor, routing; repeatable")
+    p.add_argument("--text", help="what routing routes")
     p.add_argument("--out", metavar="DIR", help="where to write (default: the study's directory)")
     args = p.parse_args(words)
+    for flag, figures in FLAGS.items():
+        if getattr(args, flag) is not None and args.figure not in figures:
+            raise UserError(f"--{flag} says nothing to the figure {args.figure}", f"it is for {', '.join(figures)}")
 
-    study = study_path(args.study, args.runs_dir)
+    study = study_path(args.study or args.name, args.runs_dir)
     out = Path(args.out) if args.out else study
-    if args.figure == "isoflop":
-        draw_isoflop(study, study_records(study), out, args.axis)
+    if args.figure == "curves":
+        draw_curves(study, out, args.x or "flops", args.run)
+    elif args.figure == "predictor":
+        draw_predictor(study, out, args.run)
+    elif args.figure == "routing":
+        draw_routing(study, out, args.run, args.text)
     else:
-        draw_curves(study, out, args.x)
+        draw_records(study, out, args.figure, args.axis or "params_total")
     return 0
 
 
@@ -41,28 +69,138 @@ def unit_of(study: Path) -> str:
     return "byte" if run_dirs(study)[0].config().data.tokenizer == "bytes" else "token"
 
 
+def draw_records(study: Path, out: Path, name: str, axis: str) -> None:
+    from modexp.plots import capacity, frontier, sampling
+
+    rows = study_records(study)
+    look: dict[str, Any] = {"title": study.name, "unit": unit_of(study)}
+    if name == "isoflop":
+        draw_isoflop(study, rows, out, axis)
+    elif name == "capacity":
+        tell_drawn(capacity.draw(rows, out, **look))
+    elif name == "sampling":
+        tell_drawn(sampling.draw(rows, out, **look))
+    else:
+        tell_drawn(frontier.draw(rows, out, name, **look, sized=name == "frontier"))
+
+
 def draw_isoflop(
     study: Path, rows: Sequence[dict[str, Any]], out: Path | None = None, axis: str = "params_total"
 ) -> None:
     from modexp.plots import isoflop
 
-    figure = isoflop.draw(rows, out or study, title=study.name, unit=unit_of(study), axis=axis)
-    tell(figure.paths)
-    if figure.note:
-        note(figure.note)
+    tell_drawn(isoflop.draw(rows, out or study, title=study.name, unit=unit_of(study), axis=axis))
 
 
-def draw_curves(study: Path, out: Path, x: str) -> None:
+def draw_curves(study: Path, out: Path, x: str, names: Sequence[str] | None) -> None:
     from modexp.plots import curves
-    from modexp.runs import run_dirs
 
     runs = []
-    for run in run_dirs(study):
-        plan = run.plan()["plan"]
-        runs.append({"run": run.name, "arm": plan["arm"], "budget": plan["budget"], "metrics": run.metrics()})
+    for run in chosen(study, names):
+        plan, metrics = run.plan()["plan"], run.metrics()
+        row = {"run": run.name, "arm": plan["arm"], "budget": plan["budget"], "metrics": metrics}
+        if names:
+            row["flops_per_step"] = plan["training_flops_per_sequence"] * plan["batch_size"]
+            row["steps_per_second"] = curves.steps_per_second(metrics, plan["sequence_length"] * plan["batch_size"])
+        runs.append(row)
+    tell(curves.draw(runs, out, x, title=study.name, unit=unit_of(study)))
+
+
+def draw_predictor(study: Path, out: Path, names: Sequence[str] | None) -> None:
+    from modexp.plots import predictor
+
+    runs = []
+    for run in chosen(study, names):
+        promise = run.plan()
+        plan, model = promise["plan"], promise.get("model", {})
+        if model.get("causal") in ("predictor", "auxiliary"):
+            share = predictor.share_of(model.get("capacity"), plan["sequence_length"])
+            row = {"run": run.name, "arm": plan["arm"], "budget": plan["budget"], "share": share}
+            runs.append({**row, "metrics": run.metrics()})
+    if not runs:
+        raise UserError(f"no run of {study.name} has a predictor", "arms with model.causal=predictor have")
+    tell_drawn(predictor.draw(runs, out, title=study.name))
+
+
+def draw_routing(study: Path, out: Path, names: Sequence[str] | None, text: str | None) -> None:
+    if not text:
+        raise UserError("routing is drawn of a text, and none is given", "try --text 'The quick brown fox'")
+    if names and len(names) > 1:
+        raise UserError("routing is drawn of one run", "give --run once")
+    run = chosen(study, names)[0] if names else best_routed(study)
+    tell_drawn(routing_of(run, text, out, study.name))
+
+
+def routing_of(run: RunDir, text: str, out: Path, title: str) -> Any:
+    """Run the text through the model of ``run`` and draw what its routers did."""
+    from modexp.data.tokenizers import make_tokenizer
+    from modexp.loading import load
+    from modexp.models.inspect import inspect
+    from modexp.plots import routing
+
+    loaded = load(run.path)
+    data, model = loaded.config.data, loaded.config.model
+    if not model.has_routing:
+        raise UserError(f"{run.name} is dense: no block routes", "name a run of a routed arm")
+    tokenizer = make_tokenizer(data)
+    tokens = tokenizer.encode([text.encode()])[0][:-1]  # without the separator
+    if len(tokens) > data.sequence_length:
+        raise UserError(
+            f"the text has {len(tokens)} tokens, and {run.name} reads {data.sequence_length} at a time", "shorten it"
+        )
+    seen = inspect(loaded.model, model, tokens)
+    causal = getattr(model, "causal", None)
+    rules = {"predictor": "the predictors", "auxiliary": "the routers' sign (auxiliary loss)"}
+    rule = rules.get(str(causal), "each token's own weight") if seen.is_causal else "top-k, which sees the future"
+    drawn = routing.Text(
+        tokenizer.pieces(tokens.tolist()),
+        seen.layers,
+        seen.taken,
+        seen.weights,
+        seen.entropy,
+        rule,
+        is_logit=causal == "auxiliary",
+    )
+    unit = "byte" if data.tokenizer == "bytes" else "token"
+    return routing.draw(drawn, out, title=f"{title}: {run.name}", unit=unit)
+
+
+def best_routed(study: Path) -> RunDir:
+    """The finished routed run of the lowest loss, whose name is told."""
+    from modexp.analysis.records import records
+    from modexp.runs import RunDir
+
+    rows = [r for r in records(study) if r["status"] == "done" and r["routed"]]
+    if not rows:
+        raise UserError(f"no routed run of {study.name} is finished", "name one that has a checkpoint with --run RUN")
+    best = min(rows, key=lambda r: r["loss_topk"] if r["loss"] is None else r["loss"])
+    note(f"run {best['run']} (the lowest loss of the routed ones)")
+    return RunDir(study / best["run"])
+
+
+def chosen(study: Path, names: Sequence[str] | None) -> list[RunDir]:
+    """The runs of these names, in their order; all of the study where none is given."""
+    from modexp.runs import run_dirs
+
+    runs = {run.name: run for run in run_dirs(study)}
     if not runs:
         raise UserError(f"{study} holds no run", "modexp sweep plans and runs a study")
-    tell(curves.draw(runs, out, x, title=study.name, unit=unit_of(study)))
+    for name in names or ():
+        if name not in runs:
+            import difflib
+
+            near = difflib.get_close_matches(name, runs, n=3, cutoff=0.3)
+            raise UserError(
+                f"--run {name} is no run of {study.name}", f"did you mean {' or '.join(near)}?" if near else ""
+            )
+    return [runs[name] for name in dict.fromkeys(names)] if names else list(runs.values())
+
+
+def tell_drawn(drawn: Any) -> None:
+    """The files on stdout; on stderr what is missing."""
+    tell(drawn.paths)
+    if drawn.note:
+        note(drawn.note)
 
 
 def tell(paths: Sequence[Path]) -> None:

@@ -180,4 +180,7 @@ def conclude(study: Study) -> None:
     rows = study_records(study.path)
     if any(row["status"] == "done" for row in rows):
         print_fit(rows)
-        draw_isoflop(study.path, rows)
+        try:
+            draw_isoflop(study.path, rows)
+        except UserError as error:  # more arms than one figure can tell apart: the runs and their fit stand
+            note(f"no figure: {error.sentence}; modexp plot --help lists others")

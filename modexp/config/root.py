@@ -45,12 +45,14 @@ class Config:
     tracker: TrackerConfig = field(default_factory=NoTracker, metadata={"scientific": False})
     launcher: LauncherConfig = field(default_factory=LauncherConfig, metadata={"scientific": False})
     size: str = unscientific("auto")  # fills the model's shape, which is what counts
+    depth: float = 1.0  # layers of the ladder's shapes over sqrt(d_model) / 2; 1 again once the shape is filled
     seed: int = 0
     study: str = unscientific("train")  # folder of the run under runs_dir
     name: str | None = unscientific(None)  # folder of the run under the study; None: made from the plan
     runs_dir: str = unscientific("runs")
 
     def __post_init__(self) -> None:
+        require(0.25 <= self.depth <= 4, "depth", self.depth, "is not in [0.25, 4]", "1 is the usual shape")
         require(0 <= self.seed < 2**31, "seed", self.seed, "is not in [0, 2^31)")
         for key in ("study", "name"):
             value = getattr(self, key)
@@ -69,7 +71,7 @@ GROUPS: dict[str, dict[str, Any] | Any] = {
     "tracker": TRACKER_KINDS,
     "launcher": LAUNCHER_KINDS,
 }
-SCALARS = ("size", "seed", "study", "name", "runs_dir")
+SCALARS = ("size", "depth", "seed", "study", "name", "runs_dir")
 
 
 def did_you_mean(word: str, choices: list[str]) -> str:
@@ -141,6 +143,7 @@ class _Scalars:
     """Types of the settings that stand at the root."""
 
     size: str = "auto"
+    depth: float = 1.0
     seed: int = 0
     study: str = "train"
     name: str | None = None

@@ -32,6 +32,9 @@ class Tokenizer(Protocol):
     def encode(self, documents: Sequence[bytes]) -> list[np.ndarray]:
         """Token ids of each UTF-8 document, its separator last."""
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Each token as text, for eyes: U+FFFD where it is a part of a character."""
+
 
 class ByteTokenizer:
     """A token is a byte; byte 0 separates documents, so no document may hold it."""
@@ -44,6 +47,9 @@ class ByteTokenizer:
 
     def encode(self, documents: Sequence[bytes]) -> list[np.ndarray]:
         return [np.frombuffer(document + b"\0", np.uint8) for document in documents]
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [bytes([i]).decode(errors="replace") for i in ids]
 
 
 class HFTokenizer:
@@ -112,6 +118,9 @@ class HFTokenizer:
         texts = [document.decode() for document in documents]
         encodings = self._library.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array([*encoding.ids, self.separator], np.uint32) for encoding in encodings]
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [self._library.decode([int(i)], skip_special_tokens=False) for i in ids]
 
 
 def first_line(error: Exception) -> str:

@@ -48,7 +48,7 @@ def targets(centre: float, grid: GridConfig) -> list[float]:
 def rungs_near(config: Config, wanted: list[float]) -> list[Shape]:
     """For each target the nearest rung not taken yet, by this arm's own forward FLOPs per token."""
     flops: dict[Shape, float] = {}
-    for shape in ladder():
+    for shape in ladder(config.depth):
         with suppress(UserError):  # a rung this model cannot take: no routed block among its layers, say
             books = ledger(with_shape(config.model, shape), config.data)
             flops[shape] = books.forward(config.budget.convention) / books.sequence_length
@@ -96,9 +96,10 @@ def sized(config: Config, grid: GridConfig) -> list[Config]:
         from modexp.plan.run import resolve_shape
 
         return [resolve_shape(config)]
+    # at whatever depth: every arm is centred on the same FLOPs per token
     centre, _ = optimal_shape(config.model, config, grid.tokens_per_param)
     shapes = sorted(
         rungs_near(config, targets(centre, grid)),
         key=lambda s: ledger(with_shape(config.model, s), config.data).forward(),
     )
-    return [replace(config, model=with_shape(config.model, shape)) for shape in shapes]
+    return [replace(config, model=with_shape(config.model, shape), depth=1.0) for shape in shapes]

@@ -39,11 +39,12 @@ def heads_of(d: int) -> int:
 
 
 @lru_cache
-def ladder() -> tuple[Shape, ...]:
-    """All rungs, smallest first by matmul parameters 12 L d^2: in every bin of ratio ``STEP`` the likeliest depth."""
+def ladder(depth: float = 1.0) -> tuple[Shape, ...]:
+    """All rungs, smallest first by matmul parameters 12 L d^2: in every bin of ratio ``STEP`` the likeliest depth,
+    ``depth`` times sqrt(d) / 2."""
     best: dict[int, tuple[float, float, Shape]] = {}
     for d in widths():
-        nominal = math.sqrt(d) / 2
+        nominal = depth * math.sqrt(d) / 2
         low, high = (factor * nominal for factor in DEPTH_BAND)
         for L in [L for L in range(2, 64, 2) if low <= L <= high] or [2]:
             params = 12.0 * L * d * d
@@ -78,10 +79,10 @@ def dense_params(model: ModelConfig, data: DataConfig, shape: Shape) -> int:
     return ledger(with_shape(dense_twin(model), shape), data).params_total
 
 
-def rung_of_size(size: str, model: ModelConfig, data: DataConfig) -> Shape:
+def rung_of_size(size: str, model: ModelConfig, data: DataConfig, depth: float = 1.0) -> Shape:
     """The rung whose dense twin has nearest to ``size`` parameters in total, embedding and head included."""
     wanted = parse_size(size)
-    by_params = [(dense_params(model, data, shape), shape) for shape in ladder()]
+    by_params = [(dense_params(model, data, shape), shape) for shape in ladder(depth)]
     by_params.sort()
     params, shape = min(by_params, key=lambda rung: abs(math.log(rung[0] / wanted)))
     if abs(params / wanted - 1) > SIZE_TOLERANCE:

@@ -68,13 +68,15 @@ class RunPlan:
         return {**asdict(self), "achieved": self.achieved}
 
 
-def optimal_shape(model: ModelConfig, config: Config, tokens_per_param: float) -> tuple[float, Shape]:
-    """Where a dense model sees ``tokens_per_param`` tokens a parameter within the budget.
+def optimal_shape(
+    model: ModelConfig, config: Config, tokens_per_param: float, depth: float = 1.0
+) -> tuple[float, Shape]:
+    """Where a dense model of this ``depth`` sees ``tokens_per_param`` tokens a parameter within the budget.
 
     Returns its forward FLOPs per token, interpolated between rungs, and the nearest rung.
     """
     points: list[tuple[float, float, Shape]] = []
-    for shape in ladder():
+    for shape in ladder(depth):
         books = ledger(with_shape(dense_twin(model), shape), config.data)
         sequence_flops = books.training(config.budget.convention)
         tokens = config.budget.flops / sequence_flops * books.sequence_length
@@ -96,20 +98,20 @@ def resolve_shape(config: Config, tokens_per_param: float = 20.0) -> Config:
     model = config.model
     given = {k: getattr(model, k) for k in ("n_layers", "d_model", "n_heads") if getattr(model, k) is not None}
     if len(given) == 3:
-        if config.size != "auto":
-            raise UserError(
-                f"size={config.size} and model.d_model={model.d_model} both set the shape",
-                "leave one of them out",
-            )
+        for key, value, rest in (("size", config.size, "auto"), ("depth", config.depth, 1.0)):
+            if value != rest:
+                raise UserError(
+                    f"{key}={value} and model.d_model={model.d_model} both set the shape", "leave one of them out"
+                )
         return config
     if given:
         missing = ", ".join(f"model.{k}" for k in ("n_layers", "d_model", "n_heads") if k not in given)
         raise UserError(f"the shape is half given: {missing} missing", "give all three, or none and size=220m instead")
     if config.size == "auto":
-        shape = optimal_shape(model, config, tokens_per_param)[1]
+        shape = optimal_shape(model, config, tokens_per_param, config.depth)[1]
     else:
-        shape = rung_of_size(config.size, model, config.data)
-    return replace(config, model=with_shape(model, shape), size="auto")
+        shape = rung_of_size(config.size, model, config.data, config.depth)
+    return replace(config, model=with_shape(model, shape), size="auto", depth=1.0)
 
 
 def count_steps(budget: float, sequence_flops: int, batch: int) -> tuple[int, int]:

@@ -1,4 +1,5 @@
-"""Learning curves (MoD paper, Fig. 3 right): smoothed training loss and held-out points of some runs."""
+"""Learning curves (MoD paper, Fig. 3 right): smoothed training loss and held-out points of some runs; beside them, for
+chosen runs, the FLOPs of a step and the steps per second."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from modexp.analysis.curves import default_window, running_mean
 from modexp.analysis.wording import budget_text, size_text
 from modexp.errors import UserError
 from modexp.plots import style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 X_LABELS = {"flops": "training FLOPs", "tokens": "training tokens", "steps": "optimizer steps"}
 X_KEYS = {"flops": "flops", "tokens": "tokens", "steps": "step"}
@@ -33,7 +37,8 @@ def draw(
     """Write stem.png, stem.svg and stem.csv.
 
     ``runs``: dicts {run, arm, budget, metrics}, metrics being rows {step, tokens, flops, train/loss,
-    val/loss}; rows may lack a loss. ``baseline``: arm drawn open and dashed, by default the first run's.
+    val/loss}; rows may lack a loss. Runs that hold flops_per_step and steps_per_second too are numbered and have
+    both drawn as bars. ``baseline``: arm drawn open and dashed, by default the first run's.
     UserError: an unknown ``x``, or no run with a training loss.
     """
     if x not in X_KEYS:
@@ -42,6 +47,7 @@ def draw(
     if not curves:
         raise UserError(f"none of {len(runs)} runs has logged a training loss", "try modexp status")
     arms = list(dict.fromkeys(curve.arm for curve in curves))
+    chosen = [run for run in runs if run["run"] in {c.run for c in curves} and "flops_per_step" in run]
     missing = len(runs) - len(curves)
     note = f"{missing} of {len(runs)} runs without a training loss" if missing else ""
 
@@ -50,17 +56,20 @@ def draw(
 
         columns = 1 if len(curves) <= 3 else 2
         foot = style.footer_height(math.ceil((len(curves) + 2) / columns), len(note.splitlines()))
-        figure = style.new_figure(5.2, 3.1 + foot)
-        grid = figure.add_gridspec(2, 1, height_ratios=[3.1, foot])
-        axes = figure.add_subplot(grid[0])
+        figure = style.new_figure(7.2 if chosen else 5.2, 3.1 + foot)
+        grid = figure.add_gridspec(
+            2, 2 if chosen else 1, height_ratios=[3.1, foot], width_ratios=[2, 1][: 1 + bool(chosen)]
+        )
+        axes = figure.add_subplot(grid[0, 0])
         handles = []
-        for curve in curves:
+        strokes = {}
+        for number, curve in enumerate(curves, 1):
             siblings = [c.run for c in curves if c.arm == curve.arm]
             shade = style.shades(len(siblings))[siblings.index(curve.run)]
-            stroke = style.stroke(arms, baseline or arms[0], curve.arm, shade)
+            stroke = strokes[curve.run] = style.stroke(arms, baseline or arms[0], curve.arm, shade)
             axes.plot(curve.x, curve.smooth, **stroke.line(), zorder=3)
             axes.plot(curve.val_x, curve.val_loss, **stroke.marks(), zorder=4)
-            label = f"{curve.run} ({curve.window}-step mean)"
+            label = f"{f'#{number} ' if chosen else ''}{curve.run} ({curve.window}-step mean)"
             handles.append(Line2D([], [], **{**stroke.marks(), **stroke.line()}, label=label))
         handles += [
             Line2D([], [], color=style.GREY, label="training loss, running mean"),
@@ -78,10 +87,48 @@ def draw(
             figure.suptitle(title)
         rows = math.ceil(len(handles) / columns)
         split = [handles[i : i + rows] for i in range(0, len(handles), rows)]
-        style.footer(figure.add_subplot(grid[1]), split, note)
+        if chosen:
+            bars = grid[0, 1].subgridspec(2, 1)
+            draw_bars(figure.add_subplot(bars[0]), chosen, strokes, "flops_per_step", "training FLOPs a step")
+            draw_bars(figure.add_subplot(bars[1]), chosen, strokes, "steps_per_second", "steps per second")
+        style.footer(figure.add_subplot(grid[1, :]), split, note)
         paths = style.save(figure, out_dir / stem)
     table = [row for curve in curves for row in curve.rows(x)]
-    return [*paths, style.save_csv(table, out_dir / f"{stem}.csv")]
+    paths.append(style.save_csv(table, out_dir / f"{stem}.csv"))
+    if chosen:
+        keys = ("run", "arm", "budget", "flops_per_step", "steps_per_second")
+        paths.append(style.save_csv([{k: run[k] for k in keys} for run in chosen], out_dir / f"{stem}_steps.csv"))
+    return paths
+
+
+def draw_bars(
+    axes: Axes, runs: Sequence[Mapping[str, Any]], strokes: Mapping[str, style.Stroke], key: str, label: str
+) -> None:
+    """One bar a run, with its value and its ratio to the first run's."""
+    first = runs[0][key]
+    for i, run in enumerate(runs):
+        value = run[key]
+        axes.barh(i, value or 0.0, height=0.62, **strokes[run["run"]].bar(), zorder=2)
+        ratio = f"  ({value / first:.2f}x)" if i and value and first else ""
+        text = "not measured yet" if value is None else f"{plain(value)}{ratio}"
+        axes.annotate(text, (value or 0.0, i), (3, 0), textcoords="offset points", va="center", fontsize=6.5)
+    axes.set_yticks(range(len(runs)), [f"#{i}" for i in range(1, len(runs) + 1)])
+    axes.set_ylim(len(runs) - 0.5, -0.5)
+    axes.set_xlim(0, 1.75 * max([run[key] or 0.0 for run in runs]) or 1.0)
+    axes.set_xticks([])
+    axes.spines["bottom"].set_visible(False)
+    axes.set_xlabel(label)
+
+
+def plain(value: float) -> str:
+    """Three digits: 2.31e12, 0.184, 26."""
+    return budget_text(float(f"{value:.2e}")) if value >= 1e4 else f"{value:.3g}"
+
+
+def steps_per_second(metrics: Sequence[Mapping[str, Any]], tokens_per_step: int) -> float | None:
+    """The median over the rows: a machine's pauses do not count. None while nothing was measured."""
+    rates = [m["perf/tokens_per_s"] for m in metrics if m.get("perf/tokens_per_s")]
+    return float(np.median(rates)) / tokens_per_step if rates else None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -71,6 +72,14 @@ MAX_ARMS = 1 + len(_OTHERS)
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """What was written, and what the note on the figure says: empty when nothing is missing."""
+
+    paths: list[Path]
+    note: str
+
+
+@dataclass(frozen=True)
 class Stroke:
     """How one curve is drawn."""
 
@@ -89,6 +98,15 @@ class Stroke:
             "markeredgecolor": self.color,
             "linestyle": "none",
         }
+
+    def disc(self) -> dict[str, Any]:
+        """Keywords of Axes.scatter for markers whose area tells something: lines around them stay visible."""
+        face = (*self.color, 0.35) if self.filled else (1.0, 1.0, 1.0, 0.35)
+        return {"marker": self.marker, "facecolor": [face], "edgecolor": [self.color], "linewidth": 0.9}
+
+    def bar(self) -> dict[str, Any]:
+        """Keywords of Axes.barh."""
+        return {"facecolor": self.color if self.filled else "white", "edgecolor": self.color, "linewidth": 1.0}
 
     def line(self) -> dict[str, Any]:
         return {"color": self.color, "linestyle": self.linestyle}
@@ -168,6 +186,22 @@ def footer(axes: Axes, columns: Sequence[Sequence[Any]], note: str) -> None:
     axes.text(0.5, 0.0, note, transform=axes.transAxes, ha="center", va="bottom", fontsize=6.5, color=GREY)
 
 
+def folded(columns: Sequence[Sequence[Any]], rows: int) -> list[list[Any]]:
+    """Columns of a legend, short ones put below one another, so that many arms at one budget do not stand in a row."""
+    stacked: list[list[Any]] = []
+    for column in columns:
+        if stacked and len(stacked[-1]) + len(column) <= rows:
+            stacked[-1].extend(column)
+        else:
+            stacked.append(list(column))
+    return stacked
+
+
+def wrapped(lines: Sequence[str], width: float) -> str:
+    """A note's sentences, a line each, broken to fit a figure ``width`` inches wide."""
+    return "\n".join(part for line in lines for part in textwrap.wrap(line, round(19.4 * width)))
+
+
 def footer_height(rows: int, note_lines: int) -> float:
     """Inches that ``footer`` needs."""
     return 0.16 * rows + 0.125 * note_lines + 0.15
@@ -203,7 +237,7 @@ def size_ticks(low: float, high: float) -> list[float]:
 
 
 def ratio_axis(axes: Axes, low: float, high: float) -> None:
-    """A log axis for ratios to a reference, ticks at powers of two: 0.25, 0.5, 1, 2, 4."""
+    """A log axis for ratios: ticks at powers of two (0.5, 1, 2), at round numbers where those are few."""
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
     axes.set_xscale("log", base=2)
@@ -213,7 +247,8 @@ def ratio_axis(axes: Axes, low: float, high: float) -> None:
     first, last = math.ceil(math.log2(low / pad)), math.floor(math.log2(high * pad))
     step = max(1, math.ceil((last - first) / 7))
     powers = [p for p in range(first, last + 1) if p % step == 0]
-    axes.xaxis.set_major_locator(FixedLocator([2.0**p for p in powers]))
+    ticks = [2.0**p for p in powers] if len(powers) >= 3 else size_ticks(low / pad, high * pad)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:.3g}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())

@@ -1,4 +1,4 @@
-"""Documents to token ids: bytes as they are, or any tokenizer of the Hugging Face ``tokenizers`` library."""
+"""Documents to token ids and back: bytes as they are, or any tokenizer of the Hugging Face ``tokenizers`` library."""
 
 from __future__ import annotations
 
@@ -26,11 +26,18 @@ class Tokenizer(Protocol):
     def vocabulary(self) -> int:
         """Token ids are below this."""
 
+    @property
+    def separator(self) -> int:
+        """The token that ends a document."""
+
     def refuses(self, document: bytes) -> str | None:
         """Why a document cannot be a training text, or None."""
 
     def encode(self, documents: Sequence[bytes]) -> list[np.ndarray]:
         """Token ids of each UTF-8 document, its separator last."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of token ids; bytes that are no UTF-8, such as half a character at the end, become U+FFFD."""
 
 
 class ByteTokenizer:
@@ -38,12 +45,16 @@ class ByteTokenizer:
 
     identity = "bytes"
     vocabulary = 256
+    separator = 0
 
     def refuses(self, document: bytes) -> str | None:
         return "NUL byte" if b"\0" in document else None
 
     def encode(self, documents: Sequence[bytes]) -> list[np.ndarray]:
         return [np.frombuffer(document + b"\0", np.uint8) for document in documents]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return bytes(tokens).decode(errors="replace")
 
 
 class HFTokenizer:
@@ -112,6 +123,9 @@ class HFTokenizer:
         texts = [document.decode() for document in documents]
         encodings = self._library.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array([*encoding.ids, self.separator], np.uint32) for encoding in encodings]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self._library.decode(list(tokens), skip_special_tokens=True)
 
 
 def first_line(error: Exception) -> str:

@@ -3,14 +3,14 @@
 B rows (sequences), n tokens each that a decoder has just met, R rows that take part in a block with k slots each,
 H heads, P half a head's width, L tokens held.
 
-A block is decoded by two methods (:class:`~modexp.models.transformer.Block` has them, a new kind overrides what differs):
+A block is decoded by two methods, which :class:`~modexp.models.transformer.Block` has; a kind overrides what differs:
 
     new_state(batch, length)              what it keeps of each row: a :class:`State`, or a subclass with more fields
     extend(x, fresh, state)               x (B, n, D) after the block, the state moved on by the tokens of ``fresh``
 
 with ``extend_delta`` (attention and MLP among packed tokens) and ``extend_mlp`` (the MLP alone; what has counters by
-row overrides this, finds its rows in ``tokens.rows`` and leaves the slots not ``tokens.filled`` uncounted) as their
-parts. Prefill and step are one code. Rows may differ in length: their ends are padded, ``fresh.tokens.filled`` marks
+row overrides this, reads ``counters[tokens.rows]``, a view where that is a slice, assigns to the same, and leaves slots
+that are not ``tokens.filled`` uncounted) as their parts. Prefill and step are one code. Rows may differ in length: their ends are padded, ``fresh.tokens.filled`` marks
 the rest.
 """
 
@@ -32,7 +32,9 @@ class Packed(NamedTuple):
     longest: int  # the most of them
     source: tuple[Tensor, Tensor]  # row in R and slot of each token
     target: tuple[Tensor, Tensor]  # row in B and place in the cache of each token
-    visible: Tensor | None  # (R, 1, k, L) bool: what a slot may look at. None: its own row's past, nothing else is there
+    visible: (
+        Tensor | None
+    )  # (R, 1, k, L) bool: what a slot may look at. None: its own row's past, nothing else is there
     begins: bool  # nothing came before
 
 

@@ -1,7 +1,7 @@
 """How fast a routed model decodes beside the dense model of its shape, both with the same code and caches.
 
-An untrained router decides anything, so routed blocks are told: a token goes through with probability C/T, independently,
-by a seeded draw. The router and its predictor are computed all the same. Weights are random; what is generated is noise.
+An untrained router decides anything, so routed blocks are told: each token goes through with probability C/T, by a
+seeded draw. The router and its predictor are computed all the same. Weights are random; what is generated is noise.
 """
 
 from __future__ import annotations

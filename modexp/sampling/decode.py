@@ -5,11 +5,13 @@ B rows (sequences), n tokens each, D width, V vocabulary. What a block does here
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
 from modexp.models.cache import packed
-from modexp.models.transformer import Fresh, Rope, Transformer
+from modexp.models.transformer import Block, Fresh, Rope, Transformer
 
 
 class Decoder:
@@ -18,7 +20,8 @@ class Decoder:
     def __init__(self, model: Transformer, batch: int, length: int) -> None:
         assert length <= model.rope.shape[1], "positions beyond the trained sequence length"
         self.model = model
-        self.states = [block.new_state(batch, length) for block in model.blocks]
+        self.blocks = cast("list[Block]", list(model.blocks))
+        self.states = [block.new_state(batch, length) for block in self.blocks]
         self.lengths = torch.zeros(batch, dtype=torch.long, device=model.rope.device)  # tokens met, by row
 
     @torch.inference_mode()
@@ -35,7 +38,7 @@ class Decoder:
         positions = positions.clamp(max=table.shape[1] - 1)  # of padding, which may hang over the end
         fresh = Fresh(packed(slice(None), valid, self.lengths), Rope(*table).at(positions))
         x = self.model.embedding(tokens)  # (B, n, D)
-        for block, state in zip(self.model.blocks, self.states, strict=True):
+        for block, state in zip(self.blocks, self.states, strict=True):
             x = block.extend(x, fresh, state)
         self.lengths = fresh.tokens.held
         return self.model.norm(x)

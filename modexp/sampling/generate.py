@@ -39,9 +39,7 @@ def generate(
     alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
     torch.manual_seed(seed)  # of a router that draws its weights
     for step in range(max_tokens):
-        logits = decoder.logits(tokens, valid)
-        if vocabulary is not None:
-            logits[:, vocabulary:] = -torch.inf
+        logits = decoder.logits(tokens, valid)[:, :vocabulary]
         token = draw(probabilities(logits, sampling), uniform[:, step])  # (B,)
         if separator is not None:
             alive = alive & (token != separator)

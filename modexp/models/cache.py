@@ -8,10 +8,10 @@ A block is decoded by two methods, which :class:`~modexp.models.transformer.Bloc
     new_state(batch, length)              what it keeps of each row: a :class:`State`, or a subclass with more fields
     extend(x, fresh, state)               x (B, n, D) after the block, the state moved on by the tokens of ``fresh``
 
-with ``extend_delta`` (attention and MLP among packed tokens) and ``extend_mlp`` (the MLP alone; what has counters by
-row overrides this, reads ``counters[tokens.rows]``, a view where that is a slice, assigns to the same, and leaves slots
-that are not ``tokens.filled`` uncounted) as their parts. Prefill and step are one code. Rows may differ in length: their ends are padded, ``fresh.tokens.filled`` marks
-the rest.
+with ``extend_delta`` (attention and MLP among packed tokens) and ``extend_mlp`` (the MLP alone) as their parts. An MLP
+that counts tokens by row overrides the latter: it reads ``state.counters[tokens.rows]`` (a view, where that is a slice),
+assigns to the same, and leaves slots that are not ``tokens.filled`` uncounted. Prefill and step are one code. Rows may
+differ in length: their ends are padded, and ``fresh.tokens.filled`` marks the rest.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ A block is decoded by two methods, which :class:`~modexp.models.transformer.Bloc
     extend(x, fresh, state)               x (B, n, D) after the block, the state moved on by the tokens of ``fresh``
 
 with ``extend_delta`` (attention and MLP among packed tokens) and ``extend_mlp`` (the MLP alone) as their parts. An MLP
-that counts tokens by row overrides the latter: it reads ``state.counters[tokens.rows]`` (a view, where that is a slice),
+that counts tokens by row overrides the latter: it reads ``state.counters[tokens.rows]`` (a slice gives a view),
 assigns to the same, and leaves slots that are not ``tokens.filled`` uncounted. Prefill and step are one code. Rows may
 differ in length: their ends are padded, and ``fresh.tokens.filled`` marks the rest.
 """

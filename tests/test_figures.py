@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_plots import learning, study, texts
-from test_train import MOD, planned
+from tests.test_plots import learning, study, texts
+from tests.test_train import MOD, planned
 
 import modexp
 from modexp.analysis.isoflop import fit_study

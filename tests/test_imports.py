@@ -15,14 +15,15 @@ PACKAGE = Path(modexp.__file__).parent
 HEAVY = {"torch", "hydra", "pandas", "datasets", "wandb", "matplotlib", "tokenizers"}
 
 # room: what nothing in it may import, not even late
-ROOMS = ("models", "train", "sweep", "cli", "data")
+ROOMS = ("models", "train", "sampling", "sweep", "cli", "data")
 NEVER = {
     "config": {"torch", "hydra", "pandas", "modexp.plan", *(f"modexp.{room}" for room in ROOMS)},
     "flops": {"torch", "hydra", "modexp.plan", *(f"modexp.{room}" for room in ROOMS)},
     "plan": {"torch", "hydra", *(f"modexp.{room}" for room in ROOMS)},
-    "models": {"hydra", "modexp.plan", "modexp.train", "modexp.data", "modexp.sweep", "modexp.cli", "modexp.analysis"},
+    "models": {"hydra", "modexp.plan", *(f"modexp.{room}" for room in ROOMS if room != "models"), "modexp.analysis"},
+    "sampling": {"hydra", "modexp.sweep", "modexp.cli", "modexp.analysis", "modexp.plots"},
     "data": {"torch", "hydra", "modexp.models", "modexp.train", "modexp.sweep", "modexp.cli", "modexp.analysis"},
-    "train": {"hydra", "modexp.sweep", "modexp.cli", "modexp.analysis", "modexp.plots"},
+    "train": {"hydra", "modexp.sampling", "modexp.sweep", "modexp.cli", "modexp.analysis", "modexp.plots"},
     "sweep": {"hydra", "modexp.cli", "modexp.analysis", "modexp.plots"},
     "analysis": {"torch", "hydra", "pandas", "modexp.plots", *(f"modexp.{room}" for room in ROOMS)},
     "plots": {"torch", "hydra", *(f"modexp.{room}" for room in ROOMS)},
@@ -65,6 +66,9 @@ def loaded_by(code: str, cwd: Path) -> set[str]:
         (["sweep", "--budget", "6e18", "--dry-run"], {"hydra"}),
         (["status", "--runs-dir", "nowhere"], set()),
         (["fit", "--runs-dir", "nowhere"], set()),
+        (["eval", "nowhere"], set()),
+        (["generate", "nowhere"], set()),
+        (["bench", "decode", "--help"], set()),
         (["plot", "isoflop", "--runs-dir", "nowhere"], set()),
     ],
 )

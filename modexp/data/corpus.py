@@ -62,15 +62,20 @@ class Corpus:
         chosen = order.indices(seed, start, stop, self._block, epoch)
         return self._readers["train"].gather(chosen * self.sequence_length, self.sequence_length + 1)
 
-    def validation(self, n: int) -> np.ndarray:
-        """The first ``n`` sequences held out, fewer where there are no more; int64 (B, T + 1)."""
-        held = self._sequences("validation")
+    @property
+    def num_held_out(self) -> int:
+        """Sequences held out and prepared."""
+        return self._sequences("validation")
+
+    def validation(self, n: int, start: int = 0) -> np.ndarray:
+        """Sequences ``start`` .. ``n`` of those held out, fewer where there are no more; int64 (B, T + 1)."""
+        held = self.num_held_out
         if n > held and not self._splits["validation"].exhausted:
             raise UserError(
                 f"validation sequence {n} lies beyond the {held} that were prepared",
                 "prepare the data for the whole validation",
             )
-        starts = np.arange(min(n, held), dtype=np.int64) * self.sequence_length
+        starts = np.arange(start, min(n, held), dtype=np.int64) * self.sequence_length
         return self._readers["validation"].gather(starts, self.sequence_length + 1)
 
 

@@ -1,4 +1,4 @@
-"""Documents to token ids: bytes as they are, or any tokenizer of the Hugging Face ``tokenizers`` library."""
+"""Documents to token ids and back: bytes as they are, or any tokenizer of the Hugging Face ``tokenizers`` library."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ class Tokenizer(Protocol):
     def vocabulary(self) -> int:
         """Token ids are below this."""
 
+    @property
+    def separator(self) -> int:
+        """The token that ends a document."""
+
     def refuses(self, document: bytes) -> str | None:
         """Why a document cannot be a training text, or None."""
 
@@ -35,12 +39,16 @@ class Tokenizer(Protocol):
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Each token as text, for eyes: U+FFFD where it is a part of a character."""
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of token ids; bytes that are no UTF-8, such as half a character at the end, become U+FFFD."""
+
 
 class ByteTokenizer:
     """A token is a byte; byte 0 separates documents, so no document may hold it."""
 
     identity = "bytes"
     vocabulary = 256
+    separator = 0
 
     def refuses(self, document: bytes) -> str | None:
         return "NUL byte" if b"\0" in document else None
@@ -50,6 +58,9 @@ class ByteTokenizer:
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         return [bytes([i]).decode(errors="replace") for i in ids]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return bytes(tokens).decode(errors="replace")
 
 
 class HFTokenizer:
@@ -121,6 +132,9 @@ class HFTokenizer:
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         return [self._library.decode([int(i)], skip_special_tokens=False) for i in ids]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self._library.decode(list(tokens), skip_special_tokens=True)
 
 
 def first_line(error: Exception) -> str:

@@ -5,11 +5,14 @@ B sequences, T tokens, E experts, k slots an expert, D width, M hidden width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modexp.config.experts import ExpertsConfig, MoEConfig, StagedConfig
+from modexp.models.cache import Packed, State
 from modexp.models.mod import MoDBlock, membership_loss
 from modexp.models.routed import Predictor, Router, first, gather, members, most, pack, scatter_add, top_k
 from modexp.models.transformer import Block, Rope, Routing
@@ -39,13 +42,16 @@ class Experts(nn.Module):
     def by_expert(self) -> bool:
         return self.config.expert_routing == "expert_choice"
 
-    def forward(self, x: Tensor, causal: bool, real: Tensor | None = None) -> tuple[Tensor, Routing]:
-        """``x`` (B, T, D); ``real`` (B, T) marks tokens that exist, where some only fill a buffer."""
+    def forward(
+        self, x: Tensor, causal: bool, real: Tensor | None = None, used: Tensor | int = 0
+    ) -> tuple[Tensor, Routing]:
+        """``x`` (B, T, D); ``real`` (B, T) marks tokens that exist, where some only fill a buffer; ``used`` (B, E, 1)
+        counts those that each expert took of the sequence before."""
         T = x.shape[1]
         logits = self.router(x)  # (B, T, E + no-ops)
         probability = logits.softmax(dim=-1)[..., : self.config.experts]  # (B, T, E)
         if causal:
-            taken, predicted = self.choose(x, logits, real)
+            taken, predicted = self.choose(x, logits, real, used)
             index, filled = pack(taken.mT, most(taken.mT))  # (B, E, k)
             routing = Routing(probability, taken, predicted)
         elif self.by_expert:
@@ -64,7 +70,9 @@ class Experts(nn.Module):
         gate = probability.mT.gather(-1, index) * filled  # (B, E, k)
         return self.compute(x, index, gate), routing
 
-    def choose(self, x: Tensor, logits: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def choose(
+        self, x: Tensor, logits: Tensor, real: Tensor | None, used: Tensor | int
+    ) -> tuple[Tensor, Tensor | None]:
         """(B, T, E) bool: experts each token meets, judged in order of position."""
         if self.predictor is not None:
             predicted = self.predictor(x)
@@ -73,7 +81,7 @@ class Experts(nn.Module):
             predicted, taken = None, self.wanted(logits)
         if real is not None:
             taken = taken & real.unsqueeze(-1)
-        return (taken if self.by_expert else first(taken.mT, self.limit).mT), predicted
+        return (taken if self.by_expert else first(taken.mT, self.limit, used).mT), predicted
 
     def wanted(self, logits: Tensor) -> Tensor:
         """(B, T, E) bool: each token's likeliest path, where that is an expert."""
@@ -102,10 +110,33 @@ class Experts(nn.Module):
         return torch.zeros_like(x).flatten(0, 1).index_add(0, flat, weighted.flatten(0, 1).to(x.dtype)).view(B, T, D)
 
 
-class MoEBlock(Block):
-    """Attention as ever, then experts; integrated MoDE when some of them are no-ops."""
+@dataclass
+class ExpertState(State):
+    """While decoding, experts under token choice have only so much room a sequence."""
+
+    counters: Tensor  # (B, E) tokens that each expert took
+
+
+class CountsExperts(Block):
+    """How a block with experts is decoded (cache.py)."""
 
     mlp: Experts
+
+    def new_state(self, batch: int, length: int) -> ExpertState:
+        cache = super().new_state(batch, length).cache
+        counters = torch.zeros(batch, self.mlp.config.experts, dtype=torch.long, device=cache.keys.device)
+        return ExpertState(cache, counters)
+
+    def extend_mlp(self, x: Tensor, tokens: Packed, state: State) -> Tensor:
+        assert isinstance(state, ExpertState)
+        used = state.counters[tokens.rows]  # (R, E)
+        computed, routing = self.mlp(x, True, tokens.filled, used.unsqueeze(-1))
+        state.counters[tokens.rows] = used + routing.taken.sum(dim=1)
+        return computed
+
+
+class MoEBlock(CountsExperts):
+    """Attention as ever, then experts; integrated MoDE when some of them are no-ops."""
 
     def __init__(self, config: MoEConfig, sequence_length: int) -> None:
         super().__init__(config, Experts(config, sequence_length))
@@ -116,14 +147,12 @@ class MoEBlock(Block):
         return x + computed, (routing,)
 
 
-class StagedBlock(MoDBlock):
+class StagedBlock(CountsExperts, MoDBlock):
     """Routed around as a whole; tokens that go through attend to each other and meet experts."""
-
-    mlp: Experts
 
     def __init__(self, config: StagedConfig, capacity: float, sequence_length: int) -> None:
         experts = Experts(config, config.slots(capacity, sequence_length))
-        super().__init__(config, capacity, sequence_length, experts)
+        MoDBlock.__init__(self, config, capacity, sequence_length, experts)
 
     def forward(self, x: Tensor, rope: Rope, causal: bool) -> tuple[Tensor, tuple[Routing, ...]]:
         index, gate, routing = self.select(x, causal)

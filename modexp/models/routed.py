@@ -1,6 +1,6 @@
 """What all blocks that let tokens pass by have in common: packing, the delta times its gate, capacity in order.
 
-B sequences, T tokens, k slots, D width.
+B sequences, T tokens, k slots, D width; while decoding, n tokens just met and R rows in which one goes through.
 
 A block chooses in one of two ways. While it trains it fills k static slots (:meth:`RoutedBlock.train_choice`). Where
 the future must not be seen, each token is judged on its own (:meth:`RoutedBlock.choose`), and at most
@@ -9,6 +9,7 @@ the future must not be seen, each token is judged on its own (:meth:`RoutedBlock
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -18,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modexp.config.routing import RoutedConfig
-from modexp.models.transformer import Block, Rope, Routing
+from modexp.models.cache import State, packed
+from modexp.models.transformer import Block, Fresh, Rope, Routing
 
 GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "raw": lambda r: r,
@@ -153,3 +155,25 @@ class RoutedBlock(Block):
     def route(self, x: Tensor, rope: Rope, index: Tensor, gate: Tensor) -> Tensor:
         """Send the tokens at ``index`` (B, k) through the block and add its delta, times ``gate`` (B, k)."""
         return scatter_add(x, index, self.delta(gather(x, index), rope.at(index)) * gate.unsqueeze(-1))
+
+    def cache_room(self, length: int) -> int:
+        mean = self.capacity * length
+        # a causal rule is free to take more than its share, so four deviations of a count with that mean
+        return min(self.limit, length, math.ceil(mean + 4 * math.sqrt(mean)))
+
+    def extend(self, x: Tensor, fresh: Fresh, state: State) -> Tensor:
+        """As ``forward(causal=True)``, token by token: the cache holds the tokens that went through, and so counts
+        them. Rows in which none does cost the choice alone. Waits for the device, to know which rows those are."""
+        choice = self.choose(x)
+        taken = first(choice.wanted & fresh.tokens.filled, self.limit, state.cache.used[:, None])
+        rows = taken.any(dim=1).nonzero().squeeze(1)  # (R,)
+        if not len(rows):
+            return x
+        taken = taken[rows]
+        index, filled = pack(taken, most(taken))  # (R, k)
+        at = (rows[:, None], index)
+        gate = self.gate(choice.weights[at]) * filled
+        rope = Rope(*(table.squeeze(1)[at].unsqueeze(1) for table in fresh.rope))  # (R, 1, k, P)
+        chosen = x[at]  # (R, k, D)
+        delta = self.extend_delta(chosen, rope, packed(rows, filled, state.cache.used), state) * gate.unsqueeze(-1)
+        return x.index_put(at, chosen + delta.to(x.dtype))

@@ -1,7 +1,7 @@
 """The baseline: a pre-norm decoder-only transformer with RMSNorm, RoPE and SDPA, no biases.
 
 B sequences, T tokens, k tokens inside a block (k = T in a dense one), D width, H heads, P half a head's width,
-V vocabulary.
+V vocabulary. While decoding: n tokens just met, R rows that take part (cache.py says how blocks are decoded).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modexp.config.model import ModelConfig
+from modexp.models.cache import KVCache, Packed, State
 
 
 class Routing(NamedTuple):
@@ -48,6 +49,13 @@ class Rope(NamedTuple):
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
+class Fresh(NamedTuple):
+    """Tokens that a decoder has just met, n a row, right-padded."""
+
+    tokens: Packed  # (B, n) of them, as a block that lets none pass by packs them
+    rope: Rope  # of their true positions, (B, 1, n, P)
+
+
 def rope_table(length: int, head_width: int, theta: float) -> Tensor:
     """(2, length, P): cosines and sines of position x frequency."""
     frequency = theta ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
@@ -64,12 +72,23 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, rope: Rope) -> Tensor:
+    def project(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
         B, k, D = x.shape
         qkv = self.qkv(x).view(B, k, 3, self.heads, D // self.heads)
         q, key, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, H, k, 2P)
-        y = F.scaled_dot_product_attention(rope.rotate(q), rope.rotate(key), v, is_causal=True)
-        return self.out(y.transpose(1, 2).reshape(B, k, D))
+        return rope.rotate(q), rope.rotate(key), v
+
+    def forward(self, x: Tensor, rope: Rope) -> Tensor:
+        q, key, v = self.project(x, rope)
+        y = F.scaled_dot_product_attention(q, key, v, is_causal=True)
+        return self.out(y.transpose(1, 2).reshape(x.shape))
+
+    def extend(self, x: Tensor, rope: Rope, tokens: Packed, cache: KVCache) -> Tensor:
+        """Attention of ``tokens``, x (R, k, D), to themselves and to what the cache holds of their rows."""
+        q, key, v = self.project(x, rope)
+        keys, values = cache.extend(key, v, tokens)
+        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=tokens.visible, is_causal=tokens.begins)
+        return self.out(y.transpose(1, 2).reshape(x.shape))
 
 
 class GeluMLP(nn.Module):
@@ -114,6 +133,29 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rope: Rope, causal: bool) -> tuple[Tensor, tuple[Routing, ...]]:
         """The stream after the block, and each decision that was taken in it."""
         return x + self.delta(x, rope), ()
+
+    def new_state(self, batch: int, length: int) -> State:
+        """What the block keeps of ``batch`` sequences of up to ``length`` tokens while they are decoded."""
+        weight = self.attention.qkv.weight
+        heads = self.attention.heads
+        room = self.cache_room(length)
+        return State(KVCache(batch, heads, weight.shape[1] // heads, room, length, weight.detach()))
+
+    def cache_room(self, length: int) -> int:
+        """Tokens of a sequence for which the cache is allocated."""
+        return length
+
+    def extend(self, x: Tensor, fresh: Fresh, state: State) -> Tensor:
+        """The block on tokens just met, x (B, n, D), after those that ``state`` knows."""
+        return x + self.extend_delta(x, fresh.rope, fresh.tokens, state)
+
+    def extend_delta(self, x: Tensor, rope: Rope, tokens: Packed, state: State) -> Tensor:
+        """:meth:`delta` of ``tokens``, x (R, k, D); empty slots hold anything."""
+        attended = self.attention.extend(self.attention_norm(x), rope, tokens, state.cache)
+        return attended + self.extend_mlp(self.mlp_norm(x + attended), tokens, state)
+
+    def extend_mlp(self, x: Tensor, tokens: Packed, state: State) -> Tensor:
+        return self.mlp(x)
 
 
 class Transformer(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -37,21 +38,21 @@ def count(output: Output) -> RoutingCounts:
 
 @torch.no_grad()
 def run_pass(
-    model: Transformer, sequences: Tensor, device: torch.device, precision: str, causal: bool
+    model: Transformer, batches: Iterable[Tensor], device: torch.device, precision: str, causal: bool
 ) -> tuple[float, RoutingCounts | None]:
-    """Mean loss in nats a token over ``sequences`` (n, T + 1), and the routing counts."""
-    total, counts = 0.0, None
+    """Mean loss in nats a token over the sequences in ``batches`` (B, T + 1), and the routing counts."""
+    total, sequences, counts = 0.0, 0, None
     torch.manual_seed(0)  # of a router that draws its weights: the same ones at every validation
-    per_pass = max(1, EVAL_TOKENS // (sequences.shape[1] - 1))
-    for chunk in sequences.split(per_pass):
-        chunk = chunk.to(device)
+    for batch in batches:
+        chunk = batch.to(device)
         with autocast(device, precision):
             output = model(chunk[:, :-1], causal=causal)
         total += language_loss(output, chunk[:, 1:]).item() * len(chunk)
+        sequences += len(chunk)
         if output.routings:
             found = count(output)
             counts = found if counts is None else RoutingCounts(*(a + b for a, b in zip(counts, found, strict=True)))
-    return total / len(sequences), counts
+    return total / sequences, counts
 
 
 def evaluate(
@@ -69,8 +70,9 @@ def evaluate(
     with what the top-k takes, in the pass that the top-k decides.
     """
     row: dict[str, float] = {}
+    batches = sequences.split(max(1, EVAL_TOKENS // (sequences.shape[1] - 1)))
     if config.can_be_causal:
-        loss, counts = run_pass(model, sequences, device, precision, causal=True)
+        loss, counts = run_pass(model, batches, device, precision, causal=True)
         row |= {"val/loss": loss, "val/bits_per_byte": loss / math.log(2) / bytes_per_token}
         if counts is not None:
             shares = counts.taken / counts.slots
@@ -79,7 +81,7 @@ def evaluate(
             places = zip(config.routing_places(), shares.tolist(), strict=True)
             row |= {f"val/capacity.{place}": share for place, share in places}
     if config.sees_future:
-        row["val/loss_topk"], counts = run_pass(model, sequences, device, precision, causal=False)
+        row["val/loss_topk"], counts = run_pass(model, batches, device, precision, causal=False)
         if counts is not None and config.predicts:
             hits = counts.hits.sum().item()
             row["val/predictor_precision"] = hits / max(1.0, counts.predicted.sum().item())

@@ -1,0 +1,106 @@
+"""What a block keeps of each sequence while it is decoded: keys and values of the tokens that took part in it.
+
+B rows (sequences), n tokens each that a decoder has just met, R rows that take part in a block with k slots each,
+H heads, P half a head's width, L tokens held.
+
+A block is decoded by two methods, which :class:`~modexp.models.transformer.Block` has; a kind overrides what differs:
+
+    new_state(batch, length)              what it keeps of each row: a :class:`State`, or a subclass with more fields
+    extend(x, fresh, state)               x (B, n, D) after the block, the state moved on by the tokens of ``fresh``
+
+with ``extend_delta`` (attention and MLP among packed tokens) and ``extend_mlp`` (the MLP alone) as their parts. An MLP
+that counts tokens by row overrides the latter: it reads ``state.counters[tokens.rows]`` (a slice gives a view),
+assigns to the same, and leaves slots that are not ``tokens.filled`` uncounted. Prefill and step are one code. Rows may
+differ in length: their ends are padded, and ``fresh.tokens.filled`` marks the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Packed(NamedTuple):
+    """Tokens that take part in a block, in order, row by row; slots at the end of a row may be empty."""
+
+    rows: Tensor | slice  # (R,) rows of the batch; slice(None): all of them
+    filled: Tensor  # (R, k) bool: slots that hold a token
+    held: Tensor  # (R,) tokens that the rows hold with these
+    longest: int  # the most of them
+    source: tuple[Tensor, Tensor]  # row in R and slot of each token
+    target: tuple[Tensor, Tensor]  # row in B and place in the cache of each token
+    visible: (
+        Tensor | None
+    )  # (R, 1, k, L) bool: what a slot may look at. None: its own row's past, nothing else is there
+    begins: bool  # nothing came before
+
+
+def packed(rows: Tensor | slice, filled: Tensor, used: Tensor) -> Packed:
+    """Tokens in the slots ``filled`` (R, k) of ``rows``, where all rows hold ``used`` (B,) tokens already.
+
+    Waits for the device: how much there is to read is known there alone.
+    """
+    k = filled.shape[1]
+    before = used[rows]
+    held = before + filled.sum(dim=1)
+    places = before[:, None] + torch.arange(k, device=used.device)  # (R, k)
+    row, slot = filled.nonzero(as_tuple=True)
+    target = (row if isinstance(rows, slice) else rows[row], places[row, slot])
+    shortest, longest = torch.stack(held.aminmax()).tolist()
+    begins = not before.any()
+    visible = None
+    if not begins and (k > 1 or shortest < longest):
+        # places behind a row's end lie in its future, and so do other slots' padding
+        visible = (torch.arange(longest, device=used.device) <= places[..., None]).unsqueeze(1)
+    return Packed(rows, filled, held, longest, (row, slot), target, visible, begins)
+
+
+class KVCache:
+    """Keys and values of the tokens that took part, packed at the front of each row: ragged, and nothing for others.
+
+    Allocated once with ``room`` tokens a row. A row that needs more than was foreseen doubles that, up to ``length``.
+    """
+
+    def __init__(self, batch: int, heads: int, head_width: int, room: int, length: int, like: Tensor) -> None:
+        self.length = length
+        self.keys = like.new_zeros(batch, heads, room, head_width)
+        self.values = torch.zeros_like(self.keys)
+        self.used = torch.zeros(batch, dtype=torch.long, device=like.device)  # tokens held, by row
+
+    @property
+    def bytes_allocated(self) -> int:
+        return 2 * self.keys.nbytes
+
+    @property
+    def bytes_held(self) -> int:
+        """Of the tokens really kept."""
+        _, heads, _, width = self.keys.shape
+        return 2 * int(self.used.sum()) * heads * width * self.keys.element_size()
+
+    def extend(self, keys: Tensor, values: Tensor, tokens: Packed) -> tuple[Tensor, Tensor]:
+        """Append keys and values (R, H, k, 2P); returns all that is held of these rows, (R, H, L, 2P) each."""
+        self.reserve(tokens.longest)
+        (row, slot), (place_row, place) = tokens.source, tokens.target
+        self.keys[place_row, :, place] = keys[row, :, slot]
+        self.values[place_row, :, place] = values[row, :, slot]
+        self.used[tokens.rows] = tokens.held
+        if tokens.begins:
+            return keys, values
+        return self.keys[tokens.rows, :, : tokens.longest], self.values[tokens.rows, :, : tokens.longest]
+
+    def reserve(self, tokens: int) -> None:
+        """Room for that many tokens a row."""
+        B, H, room, width = self.keys.shape
+        if tokens > room:
+            more = self.keys.new_zeros(B, H, max(tokens, min(2 * room, self.length)) - room, width)
+            self.keys, self.values = (torch.cat((old, more), dim=2) for old in (self.keys, self.values))
+
+
+@dataclass
+class State:
+    """What a block keeps between calls; a block with counters of its own adds fields of B rows."""
+
+    cache: KVCache

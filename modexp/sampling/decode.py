@@ -1,0 +1,64 @@
+"""Incremental decoding: each token passes the model once, and blocks keep what later tokens look at.
+
+B rows (sequences), n tokens each, D width, V vocabulary. What a block does here is described in modexp/models/cache.py.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from modexp.models.cache import packed
+from modexp.models.transformer import Block, Fresh, Rope, Transformer
+
+
+class Decoder:
+    """``batch`` sequences of up to ``length`` tokens, decoded together; none influences another."""
+
+    def __init__(self, model: Transformer, batch: int, length: int) -> None:
+        assert length <= model.rope.shape[1], "positions beyond the trained sequence length"
+        self.model = model
+        self.blocks = cast("list[Block]", list(model.blocks))
+        self.states = [block.new_state(batch, length) for block in self.blocks]
+        self.lengths = torch.zeros(batch, dtype=torch.long, device=model.rope.device)  # tokens met, by row
+
+    @torch.inference_mode()
+    def extend(self, tokens: Tensor, valid: Tensor | None = None) -> Tensor:
+        """The residual stream (B, n, D) behind the last norm for ``tokens`` (B, n), which follow those met before.
+
+        ``valid`` (B, n) marks the tokens of each row, the rest behind them is padding: it is computed where that is
+        cheaper than leaving it out, and means nothing. Decisions are as in ``model(tokens, causal=True)``.
+        """
+        if valid is None:
+            valid = torch.ones_like(tokens, dtype=torch.bool)
+        table = self.model.rope
+        positions = self.lengths[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
+        positions = positions.clamp(max=table.shape[1] - 1)  # of padding, which may hang over the end
+        fresh = Fresh(packed(slice(None), valid, self.lengths), Rope(*table).at(positions))
+        x = self.model.embedding(tokens)  # (B, n, D)
+        for block, state in zip(self.blocks, self.states, strict=True):
+            x = block.extend(x, fresh, state)
+        self.lengths = fresh.tokens.held
+        return self.model.norm(x)
+
+    @torch.inference_mode()
+    def logits(self, tokens: Tensor, valid: Tensor | None = None) -> Tensor:
+        """What follows the last of ``tokens`` (B, n) in each row: (B, V). A row without any means nothing."""
+        x = self.extend(tokens, valid)
+        last = -1 if valid is None else valid.sum(dim=1).clamp(min=1) - 1
+        return self.model.head(x[torch.arange(len(x), device=x.device), last])
+
+    def cache_bytes(self) -> tuple[int, int]:
+        """Allocated, and taken up by tokens."""
+        caches = [state.cache for state in self.states]
+        return sum(c.bytes_allocated for c in caches), sum(c.bytes_held for c in caches)
+
+
+def padded(prompts: list[list[int]], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Prompts of different lengths as one batch: tokens and what is valid of them, (B, n) each."""
+    longest = max(map(len, prompts))
+    tokens = torch.tensor([[*p, *[0] * (longest - len(p))] for p in prompts], device=device)
+    lengths = torch.tensor([len(p) for p in prompts], device=device)
+    return tokens, torch.arange(longest, device=device) < lengths[:, None]

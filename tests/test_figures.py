@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.test_plots import learning, study, texts
-from tests.test_train import MOD, planned
 
 import modexp
 from modexp.analysis.isoflop import fit_study
@@ -26,6 +24,8 @@ from modexp.plan.ladder import ladder
 from modexp.plan.run import resolve_shape
 from modexp.plots import capacity, curves, frontier, predictor, routing, sampling, style
 from modexp.train.loop import train
+from tests.test_plots import learning, study, texts
+from tests.test_train import MOD, planned
 
 Cli = Callable[..., int]
 Captured = pytest.CaptureFixture[str]

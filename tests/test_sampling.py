@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.test_kinds import lively
-from tests.test_train import planned
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -29,6 +27,8 @@ from modexp.sampling.filters import Sampling, draw, probabilities
 from modexp.sampling.generate import generate
 from modexp.sampling.text import TextStream
 from modexp.train.loop import train
+from tests.test_kinds import lively
+from tests.test_train import planned
 
 T = 48
 SHAPE = {"n_layers": 4, "d_model": 32, "n_heads": 4}
@@ -47,8 +47,18 @@ def ids(batch: int, seed: int = 0) -> Tensor:
     return torch.randint(256, (batch, T), generator=torch.Generator().manual_seed(seed))
 
 
-def any_model(kind: str) -> Transformer:
-    return lively(KINDS[kind].config(kind=kind, **SHAPE)).eval()
+TOKEN_CHOICE = {"expert_routing": "token_choice", "experts": 4, "expert_capacity": 0.75}
+VARIANTS = {
+    **{kind: (kind, {}) for kind in KINDS},
+    **{f"{kind}, token choice": (kind, TOKEN_CHOICE) for kind in ("moe", "mode_integrated", "mode_staged")},
+    "mod, auxiliary": ("mod", {"causal": "auxiliary"}),
+    "mod, swiglu": ("mod", {"mlp": "swiglu", "every": 1, "capacity": 0.5}),
+}
+
+
+def any_model(variant: str) -> Transformer:
+    kind, values = VARIANTS[variant]
+    return lively(KINDS[kind].config(kind=kind, **SHAPE, **values)).eval()
 
 
 def decoded(model: Transformer, tokens: Tensor, lengths: list[int]) -> tuple[Tensor, Decoder]:
@@ -74,7 +84,7 @@ def decoded(model: Transformer, tokens: Tensor, lengths: list[int]) -> tuple[Ten
 
 
 @pytest.mark.parametrize("batch", [1, 5])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", VARIANTS)
 def test_cached_decode_is_the_whole_forward_token_for_token(
     kind: str, batch: int, record_property: Callable[[str, Any], None]
 ) -> None:
@@ -84,7 +94,7 @@ def test_cached_decode_is_the_whole_forward_token_for_token(
     logits, decoder = decoded(model, tokens, LENGTHS[:batch])
     difference = (logits - whole.logits).abs().max().item()
     record_property("max_difference", difference)
-    print(f"{kind:<20} batch {batch}: {difference:.1e} of {whole.logits.abs().max():.1f}")
+    print(f"{kind:<30} batch {batch}: {difference:.1e} of {whole.logits.abs().max():.1f}")
     assert difference <= 1e-5
     assert decoder.lengths.tolist() == [T] * batch
     for routing in whole.routings:

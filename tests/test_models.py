@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from modexp.config.data import DataConfig
 from modexp.config.model import BaselineConfig, ModelConfig
 from modexp.config.routing import MoDConfig
-from modexp.models.build import build
-from modexp.models.loss import language_loss
+from modexp.kinds import KINDS
+from modexp.models.build import assemble, build
+from modexp.models.loss import language_loss, training_loss
 from modexp.models.mod import MoDBlock
 from modexp.models.routed import pack, top_k
 from modexp.models.transformer import Rope, Transformer, rope_table
@@ -241,3 +244,60 @@ def test_tied_head_shares_its_matrix() -> None:
 def test_loss_starts_near_that_of_a_uniform_guess(mlp: str) -> None:
     model, ids = build(MoDConfig(**SHAPE, mlp=mlp), DATA, 0), tokens(8)
     assert language_loss(model(ids), tokens(8, seed=1)).item() == pytest.approx(math.log(256), abs=0.1)
+
+
+class CountOps(TorchDispatchMode):
+    """How many operators run, whatever their sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ops += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_loop_over_the_batch(kind: str) -> None:
+    model = build(KINDS[kind].config(**SHAPE), DATA, 0)
+    counts = []
+    for batch in (2, 5):
+        with CountOps() as counter:
+            training_loss(model(tokens(batch)), tokens(batch))[0].backward()
+        counts.append(counter.ops)
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_host_synchronisation_in_a_training_step(kind: str) -> None:
+    """The meta device has no values, so anything that asks for one (.item(), .cpu(), an if) raises."""
+    with torch.device("meta"):
+        model = assemble(KINDS[kind].config(**SHAPE), DATA)
+        ids = torch.zeros(2, 48, dtype=torch.long)
+        training_loss(model(ids), ids)[0].backward()
+    assert model.embedding.weight.grad is not None
+
+
+def test_predictor_learns_each_rows_own_membership() -> None:
+    """Its target is the top-k of the same row: the offset of a flat index must not leak into it."""
+    model, ids = lively(MoDConfig(**SHAPE)), tokens(3)
+    output = model(ids)
+    for routing in output.routings:
+        total = 0.0
+        for row in range(3):
+            best = sorted(range(48), key=lambda i: -routing.weights[row, i].item())[:6]
+            for i in range(48):
+                p = torch.sigmoid(routing.predicted[row, i]).item()
+                total -= math.log(p if i in best else 1 - p)
+        assert routing.separate.item() == pytest.approx(total / (3 * 48), rel=1e-4)
+
+
+def test_predictor_decides_where_decisions_are_causal() -> None:
+    model, ids = lively(MoDConfig(**SHAPE)), tokens()
+    before = model(ids, causal=True)
+    with torch.no_grad():
+        model.blocks[1].predictor.out.bias.fill_(100.0)
+    after = model(ids, causal=True)
+    assert after.routings[0].taken.all()
+    assert not before.routings[0].taken.all()

@@ -17,8 +17,8 @@ from modexp.analysis.curves import default_window, running_mean
 from modexp.analysis.isoflop import StudyFit, fit_study
 from modexp.analysis.parabola import fieller_set, fit_parabola, student_t
 from modexp.analysis.points import BUDGET_TOLERANCE, baseline_of, reason_to_drop
-from modexp.analysis.wording import budget_text, size_text
 from modexp.errors import UserError
+from modexp.wording import budget_text, size_text
 
 PORIAN = Path(__file__).resolve().parents[2] / "shared" / "data" / "porian_refinedweb.csv"
 

@@ -20,8 +20,9 @@ from modexp.errors import UserError
 from modexp.kinds import ledger
 from modexp.plan.grid import plan_study, targets
 from modexp.plan.hyperparameters import batch_sequences, lr_peak
-from modexp.plan.ladder import format_size, heads_of, ladder, parse_size, rung_of_size, with_shape
-from modexp.plan.run import RunPlan, count_steps, format_flops, plan_run, resolve_shape
+from modexp.plan.ladder import heads_of, ladder, parse_size, rung_of_size, with_shape
+from modexp.plan.run import RunPlan, count_steps, plan_run, resolve_shape
+from modexp.wording import budget_text, size_text
 
 PAPER = HubData(path="x", tokenizer="gpt2", vocab_size=50257, sequence_length=2048)
 
@@ -151,14 +152,14 @@ def test_wrong_sizes_are_sentences(size: str) -> None:
 
 def test_every_rung_can_be_asked_for_by_the_label_it_is_printed_with() -> None:
     for shape in ladder()[::7]:
-        label = format_size(ledger(with_shape(BaselineConfig(), shape), DataConfig()).params_total)
+        label = size_text(ledger(with_shape(BaselineConfig(), shape), DataConfig()).params_total)
         assert rung_of_size(label, BaselineConfig(), DataConfig()) == shape
 
 
 @pytest.mark.parametrize("flops", [6e18, 1.5e19, 2.4e19, 1e12, 3e11, 1.2345e15])
 def test_budgets_are_written_as_typed(flops: float) -> None:
-    assert float(format_flops(flops)) == flops
-    assert "+" not in format_flops(flops)
+    assert float(budget_text(flops)) == flops
+    assert "+" not in budget_text(flops)
 
 
 def test_neighbouring_budgets_never_merge() -> None:

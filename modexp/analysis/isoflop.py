@@ -17,8 +17,8 @@ import scipy.special
 
 from modexp.analysis.parabola import Parabola, fieller_set, fit_parabola, student_t
 from modexp.analysis.points import RULE, DroppedRun, Point, Record, arms_of, baseline_of, select
-from modexp.analysis.wording import budget_text, size_text
 from modexp.errors import UserError
+from modexp.wording import budget_text, size_text
 
 MIN_SIZES = 5
 OUTER_SHARE = 0.2  # a vertex in the outer fifth of the grid (in log size) rests on one flank

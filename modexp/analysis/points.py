@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modexp.analysis.wording import budget_text
 from modexp.errors import UserError
+from modexp.wording import budget_text
 
 Record = Mapping[str, Any]
 
@@ -101,12 +101,17 @@ def reason_to_drop(record: Record) -> str:
     consumed, budget = record.get("flops_consumed"), float(record["budget"])
     if consumed is None:
         return "does not say what it consumed"
-    steps = record.get("steps_planned") or WHOLE_STEPS
-    tolerance = 1 / steps if steps < WHOLE_STEPS else BUDGET_TOLERANCE
+    tolerance = tolerance_of(record)
     miss = consumed / budget - 1
-    if abs(miss) > tolerance * (1 + 1e-9):  # exactly one step is allowed, rounding included
+    if abs(miss) > tolerance:
         return f"missed its budget of {budget_text(budget)} FLOPs by {miss:+.2%} (allowed {tolerance:.2%})"
     return ""
+
+
+def tolerance_of(record: Record) -> float:
+    """Share by which what a run consumed may differ from what it should: exactly one step, rounding included."""
+    steps = record.get("steps_planned") or WHOLE_STEPS
+    return (1 / steps if steps < WHOLE_STEPS else BUDGET_TOLERANCE) * (1 + 1e-9)
 
 
 def arms_of(records: Sequence[Record]) -> list[str]:

@@ -43,8 +43,7 @@ def main(words: list[str]) -> int:
 
 def print_fit(rows: Sequence[dict[str, Any]], axis: str = "params_total") -> None:
     from modexp.analysis.isoflop import fit_study
-    from modexp.analysis.wording import size_text
-    from modexp.plan.run import format_flops
+    from modexp.wording import budget_text, size_text
 
     fit = fit_study(rows, axis)
     level = f"{fit.level:.0%}"
@@ -63,7 +62,7 @@ def print_fit(rows: Sequence[dict[str, Any]], axis: str = "params_total") -> Non
         lines.append(
             [
                 row["arm"],
-                format_flops(row["budget"]),
+                budget_text(row["budget"]),
                 str(row["runs"]),
                 size_text(row["x"]) if found else "-",
                 f"{size_text(row['x_low'])} .. {size_text(row['x_high'])}" if found else "-",
@@ -78,7 +77,7 @@ def print_fit(rows: Sequence[dict[str, Any]], axis: str = "params_total") -> Non
     )
     for row in fit.rows():
         if row["note"]:
-            print(f"{row['arm']} at {format_flops(row['budget'])}: {row['note']}")
+            print(f"{row['arm']} at {budget_text(row['budget'])}: {row['note']}")
     for exponent in fit.exponents:
         if exponent.exponent is not None:
             print(

@@ -17,8 +17,8 @@ from modexp.cli.common import (
 )
 from modexp.errors import UserError
 from modexp.plan.grid import StudyPlan
-from modexp.plan.ladder import format_size
-from modexp.plan.run import RunPlan, format_flops
+from modexp.plan.run import RunPlan
+from modexp.wording import budget_text, size_text
 
 
 def main(words: list[str]) -> int:
@@ -60,8 +60,8 @@ def row(plan: RunPlan) -> list[str]:
     return [
         plan.name,
         f"L{plan.n_layers} d{plan.d_model}",
-        format_size(plan.params_total),
-        format_size(plan.params_active),
+        size_text(plan.params_total),
+        size_text(plan.params_active),
         f"{plan.flops_per_token:.3g}",
         f"{plan.relative_flops:.2f}",
         str(plan.batch_size),
@@ -78,7 +78,7 @@ def print_plan(plan: StudyPlan) -> None:
     """One table a budget; then what the columns mean and what was dropped."""
     for budget in sorted({run.plan.budget for run in plan.runs}):
         runs = [run.plan for run in plan.runs if run.plan.budget == budget]
-        print_table(COLUMNS, [row(r) for r in runs], f"budget {format_flops(budget)} training FLOPs a run", OPTIONAL)
+        print_table(COLUMNS, [row(r) for r in runs], f"budget {budget_text(budget)} training FLOPs a run", OPTIONAL)
     if plan.runs:
         first = plan.runs[0].plan
         total = sum(run.plan.flops for run in plan.runs)
@@ -90,7 +90,7 @@ def print_plan(plan: StudyPlan) -> None:
             " FLOPs/token forward, x twin: over the dense model of the same shape"
         )
     for dropped in plan.dropped:
-        note(f"dropped: {dropped.arm} at {format_flops(dropped.budget)}, seed {dropped.seed}: {dropped.reason}")
+        note(f"dropped: {dropped.arm} at {budget_text(dropped.budget)}, seed {dropped.seed}: {dropped.reason}")
     warn_of_epochs([run.plan for run in plan.runs])
 
 

@@ -46,9 +46,9 @@ def main(words: list[str]) -> int:
 
 
 def off_plan(row: dict[str, Any]) -> bool:
-    """More than 0.1 % apart, or more than one step where fewer than 1000 are planned."""
-    apart = abs(row["flops_consumed"] / row["flops_planned"] - 1)
-    return apart > max(1e-3, 1 / row["steps_planned"] if row["steps_planned"] < 1000 else 0)
+    from modexp.analysis.points import tolerance_of
+
+    return abs(row["flops_consumed"] / row["flops_planned"] - 1) > tolerance_of(row)
 
 
 def print_status(rows: list[dict[str, Any]]) -> None:

@@ -16,6 +16,7 @@ from modexp.config.model import ModelConfig
 from modexp.errors import UserError
 from modexp.flops.transformer import dense_twin
 from modexp.kinds import ledger
+from modexp.wording import size_text
 
 Shape = tuple[int, int, int]  # layers, width, heads
 
@@ -67,14 +68,6 @@ def parse_size(size: str) -> float:
     return float(match[1]) * SUFFIXES[match[2]]
 
 
-def format_size(params: float) -> str:
-    """Three significant digits with a suffix: 10.2k, 220M, 1.31B."""
-    for suffix, scale in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if params >= 0.9995 * scale:
-            return f"{float(f'{params / scale:.3g}'):g}{suffix}"
-    return f"{params:g}"
-
-
 def dense_params(model: ModelConfig, data: DataConfig, shape: Shape) -> int:
     return ledger(with_shape(dense_twin(model), shape), data).params_total
 
@@ -87,6 +80,6 @@ def rung_of_size(size: str, model: ModelConfig, data: DataConfig, depth: float =
     params, shape = min(by_params, key=lambda rung: abs(math.log(rung[0] / wanted)))
     if abs(params / wanted - 1) > SIZE_TOLERANCE:
         near = sorted(by_params, key=lambda rung: abs(math.log(rung[0] / wanted)))[:2]
-        choices = " or ".join(f"size={format_size(n).lower()}" for n, _ in sorted(near))
+        choices = " or ".join(f"size={size_text(n).lower()}" for n, _ in sorted(near))
         raise UserError(f"size={size} has no rung within {SIZE_TOLERANCE:.0%} on the ladder", f"try {choices}")
     return shape

@@ -13,16 +13,11 @@ from modexp.flops.ledger import Ledger
 from modexp.flops.transformer import dense_twin
 from modexp.kinds import ledger
 from modexp.plan.hyperparameters import batch_sequences, lr_peak
-from modexp.plan.ladder import Shape, format_size, ladder, rung_of_size, with_shape
+from modexp.plan.ladder import Shape, ladder, rung_of_size, with_shape
+from modexp.wording import budget_text, size_text
 
 # Above this many steps whole steps land within 0.05 % of the budget; below it the last step is cut to fit.
 WHOLE_STEPS_ABOVE = 1000
-
-
-def format_flops(flops: float) -> str:
-    """``6e18``, ``1.5e19``: as a person types it, and exactly the number."""
-    mantissa, exponent = f"{flops:.11e}".split("e")
-    return f"{float(mantissa):g}e{int(exponent)}" if flops >= 1e6 else f"{flops:g}"
 
 
 @dataclass(frozen=True)
@@ -138,16 +133,16 @@ def plan_run(config: Config, arm: str | None = None) -> RunPlan:
     steps, sequences = count_steps(budget, sequence_flops, batch)
     if steps < 1:
         raise UserError(
-            f"budget.flops={format_flops(budget)} is less than one sequence costs "
-            f"({format_flops(float(f'{sequence_flops:.3g}'))} FLOPs at {format_size(twin.params_total)})",
+            f"budget.flops={budget_text(budget)} is less than one sequence costs "
+            f"({budget_text(float(f'{sequence_flops:.3g}'))} FLOPs at {size_text(twin.params_total)})",
             "raise the budget or choose a smaller size",
         )
     tokens = sequences * T
     layers, width, heads = model.shape
     arm = arm or model.kind
-    size = format_size(twin.params_total)
+    size = size_text(twin.params_total)
     return RunPlan(
-        name=config.name or f"{arm}-{size}-{format_flops(budget)}-s{config.seed}",
+        name=config.name or f"{arm}-{size}-{budget_text(budget)}-s{config.seed}",
         arm=arm,
         budget=budget,
         convention=convention,

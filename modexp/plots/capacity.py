@@ -9,10 +9,10 @@ from typing import Any
 
 from modexp.analysis.isoflop import fit_study
 from modexp.analysis.points import Point, Record, arms_of, baseline_of, select
-from modexp.analysis.wording import budget_text
 from modexp.errors import UserError
 from modexp.plots import style
 from modexp.plots.panel import COST, missing, require_points
+from modexp.wording import budget_text
 
 WIDTH = 5.2  # inches
 

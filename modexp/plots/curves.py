@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modexp.analysis.curves import default_window, running_mean
-from modexp.analysis.wording import budget_text, size_text
 from modexp.errors import UserError
 from modexp.plots import style
+from modexp.wording import budget_text, size_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

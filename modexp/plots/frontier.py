@@ -13,9 +13,9 @@ from typing import Any
 
 from modexp.analysis.isoflop import fit_study
 from modexp.analysis.points import Point, Record, baseline_first, baseline_of, select
-from modexp.analysis.wording import budget_text, size_text
 from modexp.plots import style
 from modexp.plots.panel import COST, Panel, key_of, missing, note_of, references_of, require_points
+from modexp.wording import budget_text, size_text
 
 WIDTH = 5.6  # inches
 LARGEST = 100.0  # pt², area of the marker of the largest model: its sample still fits a line of the legend

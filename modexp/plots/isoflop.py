@@ -15,9 +15,9 @@ from typing import Any
 
 from modexp.analysis.isoflop import StudyFit, fit_study
 from modexp.analysis.points import AXES, Point, Record, baseline_first, baseline_of, select
-from modexp.analysis.wording import budget_text
 from modexp.plots import style
 from modexp.plots.panel import COST, Panel, key_of, missing, note_of, references_of, require_points, top_k_losses
+from modexp.wording import budget_text
 
 
 @dataclass(frozen=True)

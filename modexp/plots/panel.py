@@ -11,9 +11,9 @@ import numpy as np
 
 from modexp.analysis.isoflop import StudyFit
 from modexp.analysis.points import Point, Record, reason_to_drop
-from modexp.analysis.wording import budget_text
 from modexp.errors import UserError
 from modexp.plots import style
+from modexp.wording import budget_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,10 +13,10 @@ from typing import Any
 
 from modexp.analysis.isoflop import fit_study
 from modexp.analysis.points import Record, baseline_first, baseline_of, reason_to_drop, select
-from modexp.analysis.wording import budget_text
 from modexp.errors import UserError
 from modexp.plots import style
 from modexp.plots.panel import COST, missing, reference_note, references_of, require_points
+from modexp.wording import budget_text
 
 WIDTH = 5.6  # inches
 

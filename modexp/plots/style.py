@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modexp.analysis.wording import size_text
 from modexp.errors import UserError
 from modexp.files import write_bytes, write_text
+from modexp.wording import size_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

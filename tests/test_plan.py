@@ -18,7 +18,7 @@ from modexp.config.study import BudgetConfig, GridConfig
 from modexp.config.train import OptimConfig
 from modexp.errors import UserError
 from modexp.kinds import ledger
-from modexp.plan.grid import plan_study, targets
+from modexp.plan.grid import plan_study, targets, unequal_centres
 from modexp.plan.hyperparameters import batch_sequences, lr_peak
 from modexp.plan.ladder import heads_of, ladder, parse_size, rung_of_size, with_shape
 from modexp.plan.run import RunPlan, count_steps, plan_run, resolve_shape
@@ -84,6 +84,14 @@ def test_arms_are_centred_on_the_same_flops_per_token() -> None:
         logs = [math.log(p.flops_per_token) for p in plans if p.arm == arm]
         centre[arm] = sum(logs) / len(logs)
     assert abs(centre["baseline"] - centre["mod"]) < math.log(1.1)
+
+
+def test_arms_that_are_not_centred_alike_are_told() -> None:
+    assert not unequal_centres(paper_plans([6e18, 2e19]))
+    at = {m.kind: lambda b, m=m: Config(model=m, budget=BudgetConfig(b)) for m in (BaselineConfig(), MoDConfig())}
+    small = [r.plan for r in plan_study(at, [1e9], [0], GridConfig(points=5)).runs]  # type: ignore[arg-type]
+    (sentence,) = unequal_centres(small)
+    assert sentence.startswith("at 1e9 baseline is centred on")
 
 
 def test_targets_are_even_in_the_logarithm() -> None:

@@ -16,7 +16,7 @@ from modexp.cli.common import (
     split_words,
 )
 from modexp.errors import UserError
-from modexp.plan.grid import StudyPlan
+from modexp.plan.grid import StudyPlan, unequal_centres
 from modexp.plan.run import RunPlan
 from modexp.wording import budget_text, size_text
 
@@ -91,7 +91,10 @@ def print_plan(plan: StudyPlan) -> None:
         )
     for dropped in plan.dropped:
         note(f"dropped: {dropped.arm} at {budget_text(dropped.budget)}, seed {dropped.seed}: {dropped.reason}")
-    warn_of_epochs([run.plan for run in plan.runs])
+    plans = [run.plan for run in plan.runs]
+    for sentence in unequal_centres(plans):
+        note(f"warning: {sentence}")
+    warn_of_epochs(plans)
 
 
 def warn_of_epochs(plans: Sequence[RunPlan]) -> None:

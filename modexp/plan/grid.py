@@ -13,6 +13,9 @@ from modexp.errors import UserError
 from modexp.kinds import ledger
 from modexp.plan.ladder import Shape, ladder, with_shape
 from modexp.plan.run import RunPlan, optimal_shape, plan_run
+from modexp.wording import budget_text
+
+APART = 1.25  # ratio of two arms' central FLOPs per token from which on they are not centred alike
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,25 @@ def plan_study(
     if doubled:
         raise UserError(f"two runs of the study are named {doubled}", "set grid.points or sizes further apart")
     return StudyPlan(tuple(runs), tuple(dropped))
+
+
+def unequal_centres(plans: list[RunPlan]) -> list[str]:
+    """Budgets at which the arms' grids lie apart in FLOPs per token, each with a sentence: the ladder ends there, or
+    the arms pin their sizes. Parabolas of unequal grids are biased unequally."""
+    sentences = []
+    for budget in sorted({plan.budget for plan in plans}):
+        centres: dict[str, float] = {}
+        for arm in {plan.arm for plan in plans}:
+            logs = [math.log(p.flops_per_token) for p in plans if (p.arm, p.budget) == (arm, budget)]
+            if logs:
+                centres[arm] = math.exp(sum(logs) / len(logs))
+        low, high = min(centres, key=lambda a: centres[a]), max(centres, key=lambda a: centres[a])
+        if centres[high] / centres[low] > APART:
+            sentences.append(
+                f"at {budget_text(budget)} {high} is centred on {centres[high]:.3g} FLOPs per token and {low} on"
+                f" {centres[low]:.3g}: their optima do not compare"
+            )
+    return sentences
 
 
 def sized(config: Config, grid: GridConfig) -> list[Config]:

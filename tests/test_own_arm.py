@@ -19,6 +19,7 @@ from modexp.analysis.records import records
 from modexp.config.data import DataConfig
 from modexp.models.build import assemble, build
 from modexp.models.loss import training_loss
+from tests.test_sampling import decoded
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "docs" / "attention_routing"
 SHAPE = {"n_layers": 4, "d_model": 32, "n_heads": 2}
@@ -63,6 +64,20 @@ def test_it_is_causal() -> None:
     before = model(tokens, causal=True).logits
     tokens[:, 40] = (tokens[:, 40] + 1) % 256
     torch.testing.assert_close(model(tokens, causal=True).logits[:, :40], before[:, :40], rtol=0, atol=1e-6)
+
+
+@pytest.mark.usefixtures("installed")
+def test_its_cached_decoding_is_its_forward() -> None:
+    model = build(kinds.kind("attention_routing").config(**SHAPE, capacity=0.25), DataConfig(sequence_length=48), 0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "predictor" in name:
+                parameter.normal_(0, 0.5, generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(256, (5, 48), generator=torch.Generator().manual_seed(0))
+    whole = model(tokens, causal=True)
+    assert 0 < whole.routings[0].taken.float().mean() < 1
+    logits, _ = decoded(model, tokens, [17, 1, 24, 9, 23])
+    torch.testing.assert_close(logits, whole.logits, rtol=0, atol=1e-5)
 
 
 @pytest.mark.usefixtures("installed")

@@ -14,9 +14,10 @@ from modexp.flops.ledger import Ledger
 from modexp.flops.routed import mod_ledger
 from modexp.kinds import Kind
 from modexp.models.build import routed_blocks
+from modexp.models.cache import Packed, State
 from modexp.models.mod import MoDBlock
 from modexp.models.routed import gather, scatter_add
-from modexp.models.transformer import Block, Rope, Routing
+from modexp.models.transformer import Block, Fresh, Rope, Routing
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,15 @@ class AttentionRoutingBlock(MoDBlock):
         attended = self.attention(self.attention_norm(chosen), rope.at(index))
         x = scatter_add(x, index, attended * gate.unsqueeze(-1))
         return x + self.mlp(self.mlp_norm(x)), (routing,)
+
+    # cached decoding: the same two halves, with the cache of the tokens that were routed
+
+    def extend_delta(self, x: Tensor, rope: Rope, tokens: Packed, state: State) -> Tensor:
+        return self.attention.extend(self.attention_norm(x), rope, tokens, state.cache)
+
+    def extend(self, x: Tensor, fresh: Fresh, state: State) -> Tensor:
+        x = super().extend(x, fresh, state)
+        return x + self.mlp(self.mlp_norm(x))
 
 
 def blocks(config: AttentionRoutingConfig, sequence_length: int) -> list[Block]:

@@ -385,12 +385,26 @@ def test_eval_repeats_what_training_measured(run: Path, modexp_cli: Cli, capsys:
     assert found["loss_topk"] == pytest.approx(result["loss_topk"], abs=1e-6)
     assert found["tokens"] == 16 * 64
     assert found["flops_per_token"] == pytest.approx(result["flops_per_token_causal"])
-    assert [layer["layer"] for layer in found["layers"]] == [1, 3]
+    assert [layer["layer"] for layer in found["layers"]] == ["1", "3"]
     for layer in found["layers"]:
         assert layer["capacity"] == pytest.approx(result["validation"][f"capacity.layer{layer['layer']}"])
         assert 0 <= layer["precision"] <= 1
         assert 0 <= layer["recall"] <= 1
     assert found["flops_per_token"] != found["flops_per_token_topk"]
+
+
+@pytest.mark.parametrize("kind", ["baseline", "mode_staged", "mode_integrated", "mod_token_choice"])
+def test_eval_of_every_sort_of_decision(
+    kind: str, modexp_cli: Cli, capsys: Captured, tmp_path: Path, tiny: list[str]
+) -> None:
+    words = [f"model={kind}", "model.n_layers=2", "model.d_model=16", "model.n_heads=2", "budget=2e8"]
+    run = planned(tmp_path / "r", [*tiny, *words])
+    result = train(run.path)
+    assert modexp_cli("eval", str(run.path), "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["loss"] == pytest.approx(result["loss"], abs=1e-6)
+    capacities = {k.removeprefix("capacity.layer"): v for k, v in result["validation"].items() if ".layer" in k}
+    assert {layer["layer"]: layer["capacity"] for layer in found["layers"]} == pytest.approx(capacities)
 
 
 def test_eval_takes_more_tokens_than_the_run_did_and_either_split(run: Path, modexp_cli: Cli, capsys: Captured) -> None:

@@ -75,7 +75,8 @@ def evaluated(run: LoadedRun, sequences: int, split: str) -> dict[str, Any]:
         "convention": convention,
     }
     planned = ledger(model, data).forward(convention) / data.sequence_length
-    layers: dict[int, dict[str, Any]] = {layer: {"layer": layer} for layer in model.routed_layers()}
+    places = model.routing_places() if isinstance(model, LayersConfig) else ()
+    layers: list[dict[str, Any]] = [{"layer": place.removeprefix("layer")} for place in places]
 
     def one_pass(causal: bool, title: str) -> tuple[float, RoutingCounts | None]:
         batches = shown(read(corpus, split, sequences, config.seed, data.sequence_length), sequences, title)
@@ -88,7 +89,7 @@ def evaluated(run: LoadedRun, sequences: int, split: str) -> dict[str, Any]:
         found["flops_per_token"] = planned
         if counts is not None:
             shares = (counts.taken / counts.slots).tolist()
-            for layer, share in zip(layers.values(), shares, strict=True):
+            for layer, share in zip(layers, shares, strict=True):
                 layer["capacity"] = share
             if isinstance(model, LayersConfig):
                 found["flops_per_token"] = realised_forward(model, data, shares, convention)
@@ -98,9 +99,9 @@ def evaluated(run: LoadedRun, sequences: int, split: str) -> dict[str, Any]:
         if counts is not None and model.predicts:
             precision = (counts.hits / counts.predicted.clamp(min=1)).tolist()
             recall = (counts.hits / counts.taken).tolist()
-            for layer, p, r in zip(layers.values(), precision, recall, strict=True):
+            for layer, p, r in zip(layers, precision, recall, strict=True):
                 layer |= {"precision": p, "recall": r}
-    return {**found, "layers": list(layers.values())}
+    return {**found, "layers": layers}
 
 
 def opened(run: LoadedRun, content_hash: str, sequences: int, split: str) -> tuple[Corpus, int]:
@@ -164,6 +165,6 @@ def print_found(found: dict[str, Any]) -> None:
     print_table(("routing", "loss", "bits/byte", "FLOPs/token"), rows)
     if found["layers"]:
         keys = [key for key in ("capacity", "precision", "recall") if key in found["layers"][0]]
-        lines = [[str(layer["layer"]), *(f"{layer[key]:.2%}" for key in keys)] for layer in found["layers"]]
+        lines = [[layer["layer"], *(f"{layer[key]:.2%}" for key in keys)] for layer in found["layers"]]
         print_table(("layer", *keys), lines)
     note(f"loss in nats a token; FLOPs forward at the realised capacities, counted: {found['convention']}")

@@ -113,7 +113,7 @@ def test_an_offline_run_holds_what_wandb_users_expect(info: RunInfo, capfd: pyte
     assert summary["val_loss"] == 1.5
     assert summary["routing"] == {"entropy": 0.5}
     assert summary["val/loss"] == ROWS[-1]["val/loss"]
-    assert found["exit"] == [{"exit_code": 3}]
+    assert [end["exit_code"] for end in found["exit"]] == [3]  # beside it a running time, on a slow machine
 
 
 def test_a_resumed_offline_run_has_every_row_once_in_its_new_segment(info: RunInfo) -> None:

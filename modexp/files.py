@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -37,14 +38,13 @@ def unwritable(folder: Path, error: OSError) -> UserError:
     )
 
 
-def make_folder(path: Path) -> None:
-    """Make sure that ``path`` is a folder that can be written, before long work depends on it."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise unwritable(path, error) from None
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that could not be made or written, before long work depends on it. Leaves nothing behind."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise unwritable(folder, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise unwritable(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -169,6 +169,15 @@ def test_a_file_where_the_directory_should_be(
     refused(modexp_cli, capsys, ["train", *tiny, *SMALL, "runs_dir=occupied"], "cannot be written")
 
 
+def test_a_directory_that_cannot_be_written_is_told_before_any_work(
+    modexp_cli: Cli, capsys: Captured, tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may write everywhere, so what the system says is put in its mouth."""
+    monkeypatch.setattr("modexp.files.os.access", lambda path, mode: Path(path) != tmp_path)
+    refused(modexp_cli, capsys, ["train", *tiny, *SMALL], "runs/train cannot be written: Permission denied")
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_plan_under_the_same_name(modexp_cli: Cli, capsys: Captured, tmp_path: Path, tiny: list[str]) -> None:
     words = ["train", *tiny, *SMALL, "name=mine"]
     assert modexp_cli(*words) == 0

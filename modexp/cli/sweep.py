@@ -75,7 +75,7 @@ def set_up(study: Study, runs: Sequence[PlannedRun], yes: bool) -> tuple[Study, 
     """Resolve precision and text once, say what it will take, and write every run's directory."""
     from modexp.cli.plan import warn_of_epochs
     from modexp.data.corpus import prepare
-    from modexp.files import make_folder
+    from modexp.files import check_writable
     from modexp.plan.run import plan_run
     from modexp.runs import RunDir, create
     from modexp.train.hardware import choose_device, choose_precision
@@ -92,7 +92,7 @@ def set_up(study: Study, runs: Sequence[PlannedRun], yes: bool) -> tuple[Study, 
     if left:
         check_time(left, study.precision, yes)
 
-    make_folder(study.path)
+    check_writable(study.path)
     most = max(run.plan.sequences for run in runs)
     corpus = prepare(first.data, *needed_tokens(most, first), report=note)
     known = study.data.get("content_hash", corpus.manifest["content_hash"])

@@ -81,7 +81,7 @@ def train_new(tree: Any) -> dict[str, Any]:
     from modexp.cli.common import note, print_table
     from modexp.cli.plan import COLUMNS, OPTIONAL, row, warn_of_epochs
     from modexp.config.root import from_tree
-    from modexp.files import make_folder
+    from modexp.files import check_writable
     from modexp.plan.run import plan_run, resolve_shape
     from modexp.runs import RunDir, create, identity
 
@@ -96,7 +96,7 @@ def train_new(tree: Any) -> dict[str, Any]:
     name = config.name or f"{plan.name}-{identity(config)[:6]}"
     config = replace(config, name=name)
     run = RunDir(Path(config.runs_dir) / config.study / name)
-    make_folder(run.path.parent)
+    check_writable(run.path.parent)
     if (result := run.result()) is not None:
         create(run, config, plan, run.plan()["data"])  # refuses another plan under this name
         note(f"{run.path} is finished; nothing to do")

@@ -312,6 +312,16 @@ def test_cosine_ends_exactly_at_the_last_step() -> None:
     assert lr_at(0, 1, 0, 2.0, 0.1) == 2.0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mod", "mod_threshold", "moe", "mode_staged"])
+def test_compiled_training_is_eager_training(kind: str, tmp_path: Path, tiny: list[str]) -> None:
+    losses = []
+    for compiled in (False, True):
+        words = [f"model={kind}", *MOD[1:], "budget=3e9", f"trainer.compile={compiled}"]
+        losses.append(train(planned(tmp_path / str(compiled), [*tiny, *words]).path)["loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+
+
 @pytest.mark.gpu
 def test_trains_on_a_gpu(tmp_path: Path, tiny: list[str]) -> None:
     if not torch.cuda.is_available():

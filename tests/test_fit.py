@@ -274,7 +274,7 @@ def test_runs_left_out_say_why(change: dict[str, Any], reason: str):
     records[1] |= change
     fit = fit_study(records)
     assert [(d.run, d.reason) for d in fit.dropped] == [(records[1]["run"], reason)]
-    assert only(fit).num_runs == 4
+    assert len(only(fit).points) == 4
 
 
 def test_one_step_may_miss_only_where_steps_are_few():
@@ -293,7 +293,7 @@ def test_budgets_are_exact():
     """Tools that bucket to one digit merge 1.5e19 and 2.4e19; here they are two curves."""
     fit = fit_study([*curve(budget=1.5e19), *curve(budget=2.4e19, floor=2.9)])
     assert [c.budget for c in fit.curves] == [1.5e19, 2.4e19]
-    assert [c.num_runs for c in fit.curves] == [5, 5]
+    assert [len(c.points) for c in fit.curves] == [5, 5]
     assert budget_text(1.5e19) == "1.5e19"
     assert budget_text(2.4e19) == "2.4e19"
 
@@ -497,7 +497,7 @@ def test_an_empty_study_fits_nothing():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"axis": "params"}, "axis=params is not a size that runs report"),
+        ({"axis": "width"}, "axis=width is not a size that runs report"),
         ({"level": 90}, "level=90 is not between 0 and 1"),
         ({"baseline": "dense"}, "baseline=dense is no arm of this study"),
     ],

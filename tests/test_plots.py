@@ -107,7 +107,7 @@ def test_csv_holds_what_was_given_and_what_was_fitted(tmp_path: Path):
         assert float(row["relative_flops_per_token"]) == given["flops_per_token"] / reference.optimum.x
     fits = read(tmp_path / "isoflop_fit.csv")
     size = fit_study(records)
-    assert [r["axis"] for r in fits] == ["params_total"] * 4 + ["flops_per_token"] * 4
+    assert [r["axis"] for r in fits] == ["params"] * 4 + ["flops_per_token"] * 4
     for row, found in zip(fits, [*size.curves, *cost.curves], strict=True):
         assert found.optimum is not None
         assert found.parabola is not None
@@ -127,7 +127,7 @@ def test_panels_show_the_points_and_optima_of_the_csv(tmp_path: Path, monkeypatc
     left, right = figures[0].axes[:2]
     base = {f["budget"]: float(f["x"]) for f in fits if (f["axis"], f["arm"]) == ("flops_per_token", "baseline")}
     for axes, axis, column in (
-        (left, "params_total", "params_total"),
+        (left, "params", "params_total"),
         (right, "flops_per_token", "relative_flops_per_token"),
     ):
         mine = [f for f in fits if f["axis"] == axis]

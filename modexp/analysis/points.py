@@ -15,19 +15,32 @@ from modexp.wording import budget_text
 
 Record = Mapping[str, Any]
 
+
+@dataclass(frozen=True)
+class Axis:
+    """A measure of size: where a record holds it, and what a figure calls it."""
+
+    key: str
+    label: str
+
+
 AXES = {
-    "params_total": "parameters",
-    "params_non_embedding": "non-embedding parameters",
-    "params_active": "active parameters per token",
-    "flops_per_token": "forward FLOPs per token",
-    "tokens": "training tokens",
+    "params": Axis("params_total", "parameters"),
+    "non_embedding": Axis("params_non_embedding", "non-embedding parameters"),
+    "active": Axis("params_active", "active parameters per token"),
+    "flops_per_token": Axis("flops_per_token", "forward FLOPs per token"),
+    "tokens": Axis("tokens", "training tokens"),
+    "seconds": Axis("seconds_per_token", "measured seconds of training per token"),
 }
+
+# what tells two runs of one arm, budget and seed apart
+SETTLED = ("params_total", "flops_per_token", "tokens", "loss", "lr", "batch_size")
 
 BUDGET_TOLERANCE = 1e-3
 WHOLE_STEPS = 1000  # below so many steps one step is more than the tolerance, and steps are whole
 
 RULE = (
-    "A run enters when it is done, its held-out loss is finite and it consumed its budget to 0.1 %"
+    "A run enters once, when it is done, its held-out loss is finite and it consumed its budget to 0.1 %"
     f" (to one step where fewer than {WHOLE_STEPS} were planned)."
 )
 
@@ -43,6 +56,8 @@ class Point:
     x: float
     loss: float
     epochs: float
+    flops: float  # consumed in training
+    tokens: float  # trained on
 
 
 @dataclass(frozen=True)
@@ -58,33 +73,41 @@ def select(records: Sequence[Record], axis: str) -> tuple[list[Point], list[Drop
     if axis not in AXES:
         raise UserError(f"axis={axis} is not a size that runs report", f"try one of {', '.join(AXES)}")
     points, dropped = [], []
+    seen: dict[tuple[Any, ...], str] = {}
     for record in records:
         run, arm, budget = str(record["run"]), str(record["arm"]), float(record["budget"])
         reason = reason_to_drop(record)
         x = size_of(record, axis)
         if not reason and not (x or 0) > 0:
-            reason = f"reports no {axis}"
+            reason = f"reports no {AXES[axis].key}"
+        if not reason:
+            same = (arm, budget, record.get("seed"), *(record.get(key) for key in SETTLED))
+            reason = f"is the same run as {seen[same]}" if same in seen else ""
+            seen.setdefault(same, run)
         if reason:
             dropped.append(DroppedRun(run, arm, budget, reason))
-        else:
-            points.append(
-                Point(
-                    run,
-                    arm,
-                    budget,
-                    int(record.get("seed") or 0),
-                    float(x or 0.0),
-                    float(record["loss"]),
-                    float(record.get("epochs") or 0.0),
-                )
+            continue
+        assert x is not None, f"Got {record}"
+        points.append(
+            Point(
+                run,
+                arm,
+                budget,
+                seed=int(record.get("seed") or 0),
+                x=float(x),
+                loss=float(record["loss"]),
+                epochs=float(record.get("epochs") or 0.0),
+                flops=float(record["flops_consumed"]),
+                tokens=float(record.get("tokens") or 0.0),
             )
+        )
     return points, dropped
 
 
 def size_of(record: Record, axis: str) -> float | None:
     """A run's place on an axis. Its FLOPs per token are those that its causal router really spent."""
     realised = record.get("flops_per_token_causal") if axis == "flops_per_token" else None
-    return realised if realised is not None else record.get(axis)
+    return realised if realised is not None else record.get(AXES[axis].key)
 
 
 def reason_to_drop(record: Record) -> str:

@@ -35,6 +35,8 @@ def record(run: RunDir) -> dict[str, Any]:
         "error": result.get("error") or run.error(),
     }
     row |= {key: result.get(key) for key in REACHED}
+    if result.get("train_seconds") and row["tokens"]:
+        row["seconds_per_token"] = result["train_seconds"] / row["tokens"]
     if not result and (rows := run.metrics()):
         last = rows[-1]
         row |= {"steps": last["step"], "tokens": last["tokens"], "flops_consumed": last["flops"]}

@@ -23,7 +23,9 @@ def main(words: list[str]) -> int:
     p = parser("fit", "Fit a parabola to every isoFLOP curve of a study: optima, intervals, exponents, comparisons.")
     add_study(p)
     add_json(p)
-    p.add_argument("--axis", default="params_total", help="params_total | params_active | flops_per_token | tokens ...")
+    p.add_argument(
+        "--axis", default="params", help="params | non_embedding | active | flops_per_token | tokens | seconds"
+    )
     p.add_argument("words", nargs="*", metavar="STUDY")
     args = p.parse_intermixed_args(words)
 
@@ -41,7 +43,7 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def print_fit(rows: Sequence[dict[str, Any]], axis: str = "params_total") -> None:
+def print_fit(rows: Sequence[dict[str, Any]], axis: str = "params") -> None:
     from modexp.analysis.isoflop import fit_study
     from modexp.wording import budget_text, size_text
 

@@ -40,7 +40,7 @@ def main(words: list[str]) -> int:
     p.add_argument("figure", choices=FIGURES, metavar="FIGURE", help="one of those below")
     p.add_argument("name", nargs="?", metavar="STUDY", help="as --study")
     p.add_argument("--x", choices=("flops", "tokens", "steps"), help="axis of the learning curves (default: flops)")
-    p.add_argument("--axis", metavar="SIZE", help="size axis of isoflop: params_total (default), params_active, ...")
+    p.add_argument("--axis", metavar="SIZE", help="size axis of isoflop: params (default), active, ...")
     p.add_argument("--run", action="append", metavar="RUN", help="of curves, predictor, routing; repeatable")
     p.add_argument("--text", help="what routing routes")
     p.add_argument("--out", metavar="DIR", help="where to write (default: the study's directory)")
@@ -58,7 +58,7 @@ def main(words: list[str]) -> int:
     elif args.figure == "routing":
         draw_routing(study, out, args.run, args.text)
     else:
-        draw_records(study, out, args.figure, args.axis or "params_total")
+        draw_records(study, out, args.figure, args.axis or "params")
     return 0
 
 
@@ -84,9 +84,7 @@ def draw_records(study: Path, out: Path, name: str, axis: str) -> None:
         tell_drawn(frontier.draw(rows, out, name, **look, sized=name == "frontier"))
 
 
-def draw_isoflop(
-    study: Path, rows: Sequence[dict[str, Any]], out: Path | None = None, axis: str = "params_total"
-) -> None:
+def draw_isoflop(study: Path, rows: Sequence[dict[str, Any]], out: Path | None = None, axis: str = "params") -> None:
     from modexp.plots import isoflop
 
     tell_drawn(isoflop.draw(rows, out or study, title=study.name, unit=unit_of(study), axis=axis))

@@ -37,7 +37,7 @@ def draw(
     *,
     title: str = "",
     unit: str = "token",
-    axis: str = "params_total",
+    axis: str = "params",
     level: float = 0.90,
 ) -> IsoflopFigure:
     """Write stem.png, stem.svg, stem.csv (points) and stem_fit.csv (fits) of a study, finished or not.
@@ -82,7 +82,7 @@ def draw(
         columns.append(key)
         for panel in panels:
             panel.finish()
-        left.set_xlabel(AXES[axis])
+        left.set_xlabel(AXES[axis].label)
         right.set_xlabel(f"forward FLOPs per token / {baseline}'s optimum")
         right.tick_params(labelleft=False)
         left.set_ylabel(f"held-out loss (nats per {unit})")
@@ -109,7 +109,7 @@ def _point_rows(
                 "arm": p.arm,
                 "budget": p.budget,
                 "seed": p.seed,
-                axis: p.x,
+                AXES[axis].key: p.x,
                 COST: cost,
                 "relative_flops_per_token": cost / reference if cost and reference else None,
                 "loss": p.loss,

@@ -1,7 +1,7 @@
 """Two arms against each other, budget by budget, on runs paired by seed and rung of FLOPs per token.
 
 Runs of one pair see the same data in the same order, so part of their noise is common and leaves the difference. Each
-arm keeps its own parabola; the covariance of paired residuals, pooled over budgets, enters the variance of whatever is
+arm keeps its own parabola; the covariance of paired residuals, pooled over the study, enters the variance of what is
 computed from both. On equal grids that is the variance of the paired differences themselves.
 """
 
@@ -33,37 +33,58 @@ class Difference:
     high: float
     relative: float  # difference over the baseline's loss
     pairs: int  # runs of the arm that have a partner
-    correlation: float  # of paired residuals, pooled over budgets
+    correlation: float  # of paired residuals, pooled over the study
     distinguishable: bool
     sentence: str
 
 
 @dataclass(frozen=True)
 class Shared:
-    """Noise that an arm's runs have in common with their partners: covariance of one pair, nats², and its basis."""
+    """Noise that runs have in common with their partners: its ``covariance`` (nats²) over all pairs of ``arms`` arms
+    with the baseline, each of which adds ``dof`` degrees of freedom."""
 
     covariance: float
+    arms: int
     dof: float
     noise: Noise
 
+    @property
+    def correlation(self) -> float:
+        return self.covariance / self.noise.sd**2 if self.noise.sd else 0.0
+
     def margin(self, ours: np.ndarray, theirs: np.ndarray, joint: np.ndarray) -> float:
-        """Half-width for a quantity with weights (n,) on our losses and (m,) on theirs; ``joint`` (n, m) marks pairs."""
-        alone = self.noise.sd**2 * float(ours @ ours + theirs @ theirs)
-        variance = max(alone + 2 * self.covariance * float(ours @ joint @ theirs), 0.0)
-        # the covariance is known from fewer runs than the noise: without pairs it is not used
-        dof = min(self.noise.dof, self.dof) if joint.any() else self.noise.dof
-        return student_t(self.noise.level, max(dof, 1)) * math.sqrt(variance)
+        """Half-width for a quantity with weights (n,) on our losses, (m,) on theirs; ``joint`` (n, m) marks pairs."""
+        own, both = float(ours @ ours + theirs @ theirs), 2 * float(ours @ joint @ theirs)
+        variance = max(own + both * self.correlation, 0.0)
+        dof = self.dof_of(own, both) if both else self.noise.dof
+        return student_t(self.noise.level, dof) * self.noise.sd * math.sqrt(variance)
+
+    def dof_of(self, own: float, both: float) -> float:
+        """Satterthwaite's degrees of freedom of own x variance + both x covariance.
+
+        Of K arms and a baseline whose residuals all correlate by rho: the pairs have the baseline in common, so the
+        covariance is known less well than K x dof would say. One arm gives back the ``dof`` of plain differences.
+        """
+        k, rho = self.arms, min(max(self.correlation, -0.9), 0.9)
+        of_variance = 2 * (1 + k * rho**2) / (k + 1)
+        of_covariance = (1 + rho**2) / k + (1 - 1 / k) * (rho + rho**2)
+        common = (4 * rho + 2 * (k - 1) * rho**2) / (k + 1)
+        spread = own**2 * of_variance + both**2 * of_covariance + 2 * own * both * common
+        dof = 2 * (own + both * rho) ** 2 / spread * self.dof
+        return min(max(dof, 1.0), self.noise.dof)
 
 
 def vertex_differences(curves: Sequence[CurveFit], baseline: str, noise: Noise) -> list[Difference]:
     """Every arm against the baseline wherever both have an optimum."""
+    both = with_baseline(curves, baseline)
+    shared = shared_noise(both, noise)
+    return [difference_of(*pair, shared) for pair in both if pair[0].optimum and pair[1].optimum]
+
+
+def with_baseline(curves: Sequence[CurveFit], baseline: str) -> list[tuple[CurveFit, CurveFit]]:
+    """Each fitted curve with the baseline's at its budget."""
     references = {c.budget: c for c in curves if c.arm == baseline and c.parabola}
-    differences = []
-    for arm in dict.fromkeys(c.arm for c in curves if c.arm != baseline):
-        both = [(c, references[c.budget]) for c in curves if c.arm == arm and c.parabola and c.budget in references]
-        shared = shared_noise(both, noise)
-        differences += [difference_of(*pair, shared) for pair in both if pair[0].optimum and pair[1].optimum]
-    return differences
+    return [(c, references[c.budget]) for c in curves if c.arm != baseline and c.parabola and c.budget in references]
 
 
 def difference_of(ours: CurveFit, theirs: CurveFit, shared: Shared) -> Difference:
@@ -85,10 +106,10 @@ def difference_of(ours: CurveFit, theirs: CurveFit, shared: Shared) -> Differenc
         difference + margin,
         relative,
         int(joint.sum()),
-        shared.covariance / shared.noise.sd**2 if shared.noise.sd else 0.0,
+        shared.correlation,
         distinguishable,
-        f"{ours.arm} against {theirs.arm} at {budget_text(ours.budget)} FLOPs: {difference:+.4f} nats ({relative:+.2%}),"
-        f" {level:.0%} interval {difference - margin:+.4f} to {difference + margin:+.4f}: {verdict}",
+        f"{ours.arm} against {theirs.arm} at {budget_text(ours.budget)} FLOPs: {difference:+.4f} nats"
+        f" ({relative:+.2%}), {level:.0%} interval {difference - margin:+.4f} to {difference + margin:+.4f}: {verdict}",
     )
 
 
@@ -110,7 +131,7 @@ def pairs_of(ours: Sequence[Point], theirs: Sequence[Point]) -> np.ndarray:
 
 
 def shared_noise(both: Sequence[tuple[CurveFit, CurveFit]], noise: Noise) -> Shared:
-    """Covariance of paired residuals over all budgets of one arm and the baseline.
+    """Covariance of paired residuals, one for the study as the noise is: over all budgets and arms.
 
     E[r1' P r2] = covariance x trace(M1 P M2 P'), with M the residual makers of the two parabolas and P the pairs.
     """
@@ -119,8 +140,9 @@ def shared_noise(both: Sequence[tuple[CurveFit, CurveFit]], noise: Noise) -> Sha
         joint = pairs_of(ours.points, theirs.points)
         products += float(ours.residuals() @ joint @ theirs.residuals())
         dof += float(np.trace(residual_maker(ours) @ joint @ residual_maker(theirs) @ joint.T))
-    limit = noise.sd**2
-    return Shared(min(max(products / dof, -limit), limit) if dof > 1e-9 else 0.0, dof, noise)
+    limit, arms = noise.sd**2, len({ours.arm for ours, _ in both})
+    covariance = min(max(products / dof, -limit), limit) if dof > 1e-9 else 0.0
+    return Shared(covariance, arms, dof / max(arms, 1), noise)
 
 
 def design_of(curve: CurveFit) -> np.ndarray:

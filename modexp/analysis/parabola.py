@@ -127,7 +127,7 @@ def fieller_set(parabola: Parabola, noise_sd: float, dof: int, level: float = 0.
     return FiellerSet("two rays", _exp(centre + (-b + root) / a), _exp(centre + (-b - root) / a))
 
 
-def student_t(level: float, dof: int) -> float:
+def student_t(level: float, dof: float) -> float:
     """Half-width of a two-sided interval in standard errors: 1.645 for 0.90 and many degrees of freedom."""
     return float(scipy.special.stdtrit(dof, (1 + level) / 2))
 

@@ -58,6 +58,7 @@ class Point:
     epochs: float
     flops: float  # consumed in training
     tokens: float  # trained on
+    seconds_per_token: float | None  # measured, of training
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ def select(records: Sequence[Record], axis: str) -> tuple[list[Point], list[Drop
                 epochs=float(record.get("epochs") or 0.0),
                 flops=float(record["flops_consumed"]),
                 tokens=float(record.get("tokens") or 0.0),
+                seconds_per_token=record.get("seconds_per_token"),
             )
         )
     return points, dropped

@@ -1,0 +1,136 @@
+"""The second reading of a comparison: how cheap a forward pass of an arm may be until it only equals the baseline.
+
+Both curves run over forward FLOPs per token. The baseline's optimum has loss L0 at F0; the arm reaches L0 on the left
+flank of its own parabola at F. The interval of F / F0 inverts the test of "the arm's loss at q F0 is L0", with the
+noise of both fits and what their runs share; as Fieller's interval for a vertex, it divides by no slope.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from modexp.analysis.compare import (
+    Difference,
+    Shared,
+    difference_of,
+    estimator,
+    height_gradient,
+    pairs_of,
+    shared_noise,
+    with_baseline,
+)
+from modexp.analysis.curve import CurveFit
+from modexp.analysis.isoflop import StudyFit
+from modexp.analysis.parabola import Parabola
+from modexp.errors import UserError
+
+CANDIDATES = 801  # ratios that are tried, evenly spaced in their logarithm
+
+
+@dataclass(frozen=True)
+class ArmComparison:
+    """One arm against the baseline at one budget. Ratios are the arm's over the baseline's; None: not reached, or open.
+
+    ``flops``: FLOPs per forward pass at the baseline's best loss, ``flops_low`` .. ``flops_high`` its interval.
+    ``speed``: training tokens a second there, measured, which is steps a second at equal batch.
+    """
+
+    difference: Difference
+    flops: float | None
+    flops_low: float | None
+    flops_high: float | None
+    speed: float | None
+    sentence: str
+
+
+def compare_arms(fit: StudyFit) -> list[ArmComparison]:
+    """Every arm at every budget where it and the baseline have an optimum. ``fit``: by ``flops_per_token``."""
+    if fit.axis != "flops_per_token":
+        raise UserError(f"axis={fit.axis} is no cost of a forward pass", "compare by flops_per_token")
+    both = with_baseline(fit.curves, fit.baseline)
+    shared = shared_noise(both, fit.noise)
+    return [compare_curves(*pair, shared) for pair in both if pair[0].optimum and pair[1].optimum]
+
+
+def compare_curves(ours: CurveFit, theirs: CurveFit, shared: Shared) -> ArmComparison:
+    difference = difference_of(ours, theirs, shared)
+    mine, base = parabola_of(ours), parabola_of(theirs)
+    start = math.log(base.vertex)
+    ratios = np.linspace(math.log(mine.x_low) - start, math.log(mine.vertex) - start, CANDIDATES)
+    gaps, margins = np.array([gap_at(q + start, ours, theirs, shared) for q in ratios]).T
+    inside = np.flatnonzero(np.abs(gaps) <= margins)
+    below = np.flatnonzero(gaps <= 0)  # the flank falls: from the first of these on the arm is at least as good
+    root = float(ratios[below[0]]) if len(below) and below[0] > 0 else None
+    low = float(ratios[inside[0]]) if len(inside) and inside[0] > 0 else None
+    high = float(ratios[inside[-1]]) if len(inside) and inside[-1] < CANDIDATES - 1 else None
+    flops = None if root is None else math.exp(root)
+    speed = None if root is None else speed_ratio(ours, theirs, start + root)
+    sentence = told(difference, flops, low, high, speed, cheapest=bool(len(below) and below[0] == 0))
+    return ArmComparison(
+        difference,
+        flops,
+        None if low is None or root is None else math.exp(low),
+        None if high is None or root is None else math.exp(high),
+        speed,
+        sentence,
+    )
+
+
+def parabola_of(curve: CurveFit) -> Parabola:
+    assert curve.parabola is not None, f"Got {curve.refusal}"
+    return curve.parabola
+
+
+def gap_at(log_x: float, ours: CurveFit, theirs: CurveFit, shared: Shared) -> tuple[float, float]:
+    """(arm's loss at ``log_x`` less the baseline's best loss, half-width of its interval), nats.
+
+    ``log_x`` stands at a given ratio to the baseline's optimum, so it moves with that optimum.
+    """
+    mine, base = parabola_of(ours), parabola_of(theirs)
+    u, u0 = log_x - mine.centre, base.vertex_u
+    _, b1, b2 = base.coefficients
+    slope = mine.coefficients[1] + 2 * mine.coefficients[2] * u
+    vertex_gradient = np.array([0.0, -1 / (2 * b2), b1 / (2 * b2 * b2)])
+    on_ours = height_gradient(mine, u) @ estimator(ours)
+    on_theirs = (slope * vertex_gradient - height_gradient(base, u0)) @ estimator(theirs)
+    joint = pairs_of(ours.points, theirs.points)
+    return mine.loss(math.exp(log_x)) - base.vertex_loss, shared.margin(on_ours, on_theirs, joint)
+
+
+def speed_ratio(ours: CurveFit, theirs: CurveFit, log_x: float) -> float | None:
+    """Tokens a second of the arm at ``log_x`` over the baseline's at its optimum, read between the measured runs."""
+    mine, base = seconds_at(ours, log_x), seconds_at(theirs, math.log(parabola_of(theirs).vertex))
+    return base / mine if mine and base else None
+
+
+def seconds_at(curve: CurveFit, log_x: float) -> float | None:
+    """Seconds a token, interpolated between the curve's runs in log-log; None where one was not measured."""
+    runs = sorted((math.log(p.x), p.seconds_per_token) for p in curve.points)
+    if any(not seconds for _, seconds in runs):
+        return None
+    return math.exp(float(np.interp(log_x, [x for x, _ in runs], [math.log(s) for _, s in runs if s])))
+
+
+def told(
+    difference: Difference,
+    flops: float | None,
+    low: float | None,
+    high: float | None,
+    speed: float | None,
+    cheapest: bool,
+) -> str:
+    if flops is None:
+        if cheapest:
+            return (
+                f"even the smallest {difference.arm} run reaches {difference.baseline}'s best loss: add smaller sizes"
+            )
+        return f"{difference.arm} does not reach {difference.baseline}'s best loss"
+    ends = ["open" if end is None else f"{math.exp(end):.2f}x" for end in (low, high)]
+    faster = "" if speed is None else f", training {speed:.2f}x as many tokens a second (steps, at equal batch)"
+    return (
+        f"{difference.arm} equals {difference.baseline}'s best loss with {flops:.2f}x its FLOPs per forward pass"
+        f" ({ends[0]} to {ends[1]}){faster}"
+    )

@@ -136,6 +136,8 @@ def reason_to_drop(record: Record) -> str:
 def tolerance_of(record: Record) -> float:
     """Share by which what a run consumed may differ from what it should: exactly one step, rounding included."""
     steps = record.get("steps_planned") or WHOLE_STEPS
+    if record.get("budget_tolerance"):  # a table whose budgets are read off its FLOPs
+        return float(record["budget_tolerance"]) + BUDGET_TOLERANCE
     return (1 / steps if steps < WHOLE_STEPS else BUDGET_TOLERANCE) * (1 + 1e-9)
 
 

@@ -1,0 +1,130 @@
+"""A table of runs that somebody else trained, as records: whatever names its columns have.
+
+Of FLOPs, parameters and tokens two are needed; C = 6 N D gives the third.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from modexp.errors import UserError
+
+COLUMNS = ("loss", "flops", "params", "tokens", "budget", "arm", "seed")
+ONE_BUDGET = 1.01  # ratio of neighbours' FLOPs up to which rows without a budget column share one
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """'flops=C,loss=val_loss' as {'flops': 'C', 'loss': 'val_loss'}."""
+    names = {}
+    for word in filter(None, text.split(",")):
+        name, equals, column = word.partition("=")
+        if not equals or name not in COLUMNS:
+            raise UserError(f"--columns {word} does not name a column", f"write NAME=COLUMN of: {', '.join(COLUMNS)}")
+        names[name] = column
+    return names
+
+
+def read_table(path: Path, columns: Mapping[str, str] | None = None) -> tuple[list[dict[str, Any]], list[str]]:
+    """(records, sentences on what was assumed). ``columns``: our name to the table's, where they differ.
+
+    Losses in nats, budgets in training FLOPs. UserError: a file, column or number that cannot be read.
+    """
+    names = {**{name: name for name in COLUMNS}, **(columns or {})}
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            rows = list(reader)
+            header = list(reader.fieldnames or [])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(
+            f"{path} cannot be read as a table ({type(error).__name__})", "give a CSV with a header"
+        ) from None
+    for name, column in (columns or {}).items():
+        if column not in header:
+            raise UserError(f"{path} has no column {column} for {name}", f"its columns: {', '.join(header)}")
+    present = {name for name, column in names.items() if column in header}
+    if "budget" in present and "flops" not in present:
+        names["flops"] = names["budget"]
+        present.add("flops")
+    sizes = present & {"flops", "params", "tokens"}
+    if "loss" not in present or len(sizes) < 2:
+        lacking = "loss" if "loss" not in present else "two of flops, params, tokens"
+        raise UserError(
+            f"{path} names no column for {lacking}",
+            f"say which is which: --columns flops=COLUMN,params=COLUMN,loss=COLUMN; its columns: {', '.join(header)}",
+        )
+    records = [record_of(path, line, row, names, present) for line, row in enumerate(rows, start=2)]
+    assumed = []
+    if len(sizes) == 2:
+        (third,) = {"flops", "params", "tokens"} - sizes
+        assumed.append(f"{third} from C = 6 N D")
+    if "budget" not in present:
+        budgets = group_by_flops(records)
+        assumed.append(
+            f"{budgets} budgets: rows whose FLOPs lie within {ONE_BUDGET - 1:.0%} of a neighbour's share one"
+        )
+    return records, assumed
+
+
+def record_of(
+    path: Path, line: int, row: Mapping[str, str], names: Mapping[str, str], present: set[str]
+) -> dict[str, Any]:
+    def number(name: str) -> float | None:
+        if name not in present:
+            return None
+        text = (row[names[name]] or "").strip()
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if name == "loss" and not text:
+            return None
+        if name != "loss" and not ((math.isfinite(value) and value > 0) or name == "seed"):
+            raise UserError(f"{path}, line {line}: {names[name]}={text or 'nothing'} is not a positive number")
+        return value
+
+    flops, params, tokens, seed = (number(name) for name in ("flops", "params", "tokens", "seed"))
+    if flops is None:
+        assert params, f"Got {row}"
+        assert tokens, f"Got {row}"
+        flops = 6 * params * tokens
+    params = params or flops / (6 * (tokens or math.nan))
+    tokens = tokens or flops / (6 * params)
+    arm = (row[names["arm"]] or "").strip() if "arm" in present else "runs"
+    return {
+        "run": f"line {line}",
+        "status": "done",
+        "arm": arm or "runs",
+        "budget": number("budget") or flops,
+        "seed": int(seed or 0),
+        "loss": number("loss"),
+        "params_total": params,
+        "tokens": tokens,
+        "flops_per_token": flops / tokens / 3,  # a forward pass is a third of training
+        "flops_consumed": flops,
+        "epochs": 0.0,
+        "routed": False,
+    }
+
+
+def group_by_flops(records: list[dict[str, Any]]) -> int:
+    """Give rows of nearly equal FLOPs one budget, their geometric mean; the number of budgets."""
+    ordered = sorted(records, key=lambda r: float(r["flops_consumed"]))
+    groups: list[list[dict[str, Any]]] = []
+    for row in ordered:
+        near = groups and row["flops_consumed"] <= ONE_BUDGET * groups[-1][-1]["flops_consumed"]
+        if near:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    for group in groups:
+        budget = math.exp(sum(math.log(r["flops_consumed"]) for r in group) / len(group))
+        budget = float(f"{budget:.3g}") if abs(float(f"{budget:.3g}") / budget - 1) < 1e-3 else budget
+        for row in group:
+            row["budget"] = budget
+            row["budget_tolerance"] = group[-1]["flops_consumed"] / group[0]["flops_consumed"] - 1
+    return len(groups)

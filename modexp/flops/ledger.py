@@ -76,26 +76,14 @@ def every_parameter(term: Term, T: int) -> int:
 EMBEDDING = ("embedding.lookup", "head")
 
 CONVENTIONS: dict[str, Convention] = {
-    "matmul": Convention(
-        "every matmul as run, attention on the full square, backward matmul by matmul: PyTorch's FlopCounterMode",
-        as_run,
-        by_matmul=True,
-    ),
-    "causal": Convention(
-        "as matmul, with the half of the attention square that a causal kernel computes", causal_half, by_matmul=True
-    ),
-    "chinchilla": Convention(
-        "Hoffmann et al. 2022, App. F: matmuls, the embedding as a one-hot matmul, softmax; backward 2 x forward",
-        chinchilla,
-    ),
-    # N counts weights that a matmul multiplies, a head tied to the embedding too: then 2 N + 4 L d T is the forward
-    # sum of all matmuls as run. A routed block's weights weigh k/T, and its 4 d T are 4 d k for k of T tokens.
-    "palm": Convention(
-        "6 N + 12 L d T a token (Chowdhery et al. 2022, App. B), N in matmuls and active; routed: 12 d k for k of T",
-        as_run,
-    ),
-    "kaplan": Convention("6 N a token (Kaplan et al. 2020), N active, without embedding and head", kaplan),
-    "6n": Convention("6 N a token, N all parameters, whatever is routed", every_parameter),
+    "matmul": Convention("every matmul as run, as PyTorch's FlopCounterMode counts", as_run, by_matmul=True),
+    "causal": Convention("as matmul, with the causal half of the attention square", causal_half, by_matmul=True),
+    "chinchilla": Convention("matmuls, one-hot embedding, softmax (Hoffmann et al. 2022, App. F)", chinchilla),
+    # N counts the weights that a matmul multiplies, a tied head's too: then 2 N + 4 L d T is the forward sum of all
+    # matmuls as run. A routed block's weights weigh k/T, and its 4 d T are 4 d k, for k of T tokens.
+    "palm": Convention("6 N + 12 L d T a token, N active in matmuls (Chowdhery et al. 2022, App. B)", as_run),
+    "kaplan": Convention("6 N a token, N active, without embedding and head (Kaplan et al. 2020)", kaplan),
+    "6n": Convention("6 N a token, N every parameter, whatever is routed", every_parameter),
 }
 
 

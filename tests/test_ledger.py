@@ -16,7 +16,8 @@ from modexp.config.model import BaselineConfig, ModelConfig
 from modexp.config.routing import CAUSAL_RULES, GATES, MoDConfig
 from modexp.flops.transformer import dense_twin
 from modexp.kinds import KINDS, ledger, realised_forward
-from modexp.models.build import assemble, build
+from modexp.models.build import build
+from modexp.models.count import counted
 from modexp.models.loss import training_loss
 
 
@@ -59,20 +60,6 @@ def models(draw: st.DrawFn, kinds: tuple[str, ...] = tuple(KINDS)) -> ModelConfi
         each = [draw(capacities) for _ in model.routed_layers()]
         model = dataclasses.replace(model, capacity=each)  # type: ignore[call-arg]
     return model
-
-
-def counted(model: ModelConfig, data: DataConfig, batch: int) -> tuple[int, int, int]:
-    """(forward FLOPs, backward FLOPs, parameters) as PyTorch counts them on the meta device."""
-    T = data.sequence_length
-    with torch.device("meta"):
-        network = assemble(model, data)
-        tokens = torch.zeros(batch, T, dtype=torch.long)
-    with FlopCounterMode(display=False) as forward:
-        output = network(tokens)
-    with FlopCounterMode(display=False) as backward:
-        training_loss(output, tokens)[0].backward()
-    parameters = sum(p.numel() for p in network.parameters())
-    return forward.get_total_flops(), backward.get_total_flops(), parameters
 
 
 def check(model: ModelConfig, T: int, vocab: int, batch: int) -> None:

@@ -9,6 +9,7 @@ from importlib import import_module
 COMMANDS = {
     "train": "train one run, or resume it: modexp train model=mod size=220m --budget 6e18",
     "plan": "print the runs that a budget buys: modexp plan --budget 6e18",
+    "flops": "a model's FLOPs term by term, under every convention: modexp flops model=mod size=220m",
     "sweep": "plan and run a study; what is finished is skipped: modexp sweep --budget 6e18",
     "status": "what is planned, running, done, failed",
     "fit": "optima of a study with intervals",

@@ -82,7 +82,7 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, default=str))
 
 
-TEXT_COLUMNS = ("run", "arm", "shape", "status", "note", "interval", "routing", "model")
+TEXT_COLUMNS = ("run", "arm", "shape", "status", "note", "interval", "routing", "model", "block", "term", "convention")
 
 
 def print_table(

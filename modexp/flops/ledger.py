@@ -1,4 +1,4 @@
-"""A ledger of FLOPs: named terms, and the conventions that sum them.
+"""A ledger of FLOPs: named terms, and the conventions that sum them, of one sequence of T tokens.
 
 Exact whole numbers throughout: a multiply-add is two FLOPs, a term is what one block does for one sequence.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from modexp.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -32,17 +34,57 @@ class Term:
     causal_forward: int | None = None  # where the causal half is not computed; None: as forward
 
 
-def as_run(term: Term) -> int:
-    """``matmul``: every matmul as run, what PyTorch's FlopCounterMode counts."""
+@dataclass(frozen=True)
+class Convention:
+    """A way to count. ``count(term, T)`` is the forward FLOPs of one block for one sequence of T tokens.
+
+    The backward pass is twice that, as all formulas of the literature have it; ``by_matmul`` takes it from each term.
+    """
+
+    description: str
+    count: Callable[[Term, int], int]
+    by_matmul: bool = False
+
+    def backward(self, term: Term, T: int) -> int:
+        return (term.backward if self.by_matmul else 2) * self.count(term, T)
+
+
+def as_run(term: Term, T: int) -> int:
+    """Every matmul on the tokens that take part, attention on their full k x k square."""
     return term.forward if term.is_matmul else 0
 
 
-def causal_half(term: Term) -> int:
-    """``causal``: as ``matmul`` with k(k+1)/2 pairs in the attention square, what a causal kernel computes."""
-    return as_run(term) if term.causal_forward is None else term.causal_forward
+def causal_half(term: Term, T: int) -> int:
+    """k(k+1)/2 pairs in the attention square, what a causal kernel computes."""
+    return as_run(term, T) if term.causal_forward is None else term.causal_forward
 
 
-CONVENTIONS: dict[str, Callable[[Term], int]] = {"matmul": as_run, "causal": causal_half}
+def chinchilla(term: Term, T: int) -> int:
+    """Hoffmann et al. 2022, App. F: the look-up as a one-hot matmul, 3 FLOPs a score for the softmax."""
+    return term.forward if term.is_matmul or term.name in ("embedding.lookup", "attention.softmax") else 0
+
+
+def kaplan(term: Term, T: int) -> int:
+    """Kaplan et al. 2020, sec. 2.1: two FLOPs a token and parameter that it meets, embedding and head left out."""
+    return 0 if term.name in EMBEDDING else 2 * round(term.params * term.share * T)
+
+
+def every_parameter(term: Term, T: int) -> int:
+    return 2 * term.params * T
+
+
+EMBEDDING = ("embedding.lookup", "head")
+
+CONVENTIONS: dict[str, Convention] = {
+    "matmul": Convention("every matmul as run, as PyTorch's FlopCounterMode counts", as_run, by_matmul=True),
+    "causal": Convention("as matmul, with the causal half of the attention square", causal_half, by_matmul=True),
+    "chinchilla": Convention("matmuls, one-hot embedding, softmax (Hoffmann et al. 2022, App. F)", chinchilla),
+    # N counts the weights that a matmul multiplies, a tied head's too: then 2 N + 4 L d T is the forward sum of all
+    # matmuls as run. A routed block's weights weigh k/T, and its 4 d T are 4 d k, for k of T tokens.
+    "palm": Convention("6 N + 12 L d T a token, N active in matmuls (Chowdhery et al. 2022, App. B)", as_run),
+    "kaplan": Convention("6 N a token, N active, without embedding and head (Kaplan et al. 2020)", kaplan),
+    "6n": Convention("6 N a token, N every parameter, whatever is routed", every_parameter),
+}
 
 
 @dataclass(frozen=True)
@@ -54,17 +96,17 @@ class Ledger:
 
     def forward(self, convention: str = "matmul", term: str = "") -> int:
         """FLOPs of one forward pass over one sequence; of the terms whose name begins with ``term``."""
-        count = CONVENTIONS[convention]
-        return sum(t.count * count(t) for t in self.terms if t.name.startswith(term))
+        count = CONVENTIONS[convention].count
+        return sum(t.count * count(t, self.sequence_length) for t in self.terms if t.name.startswith(term))
 
-    def backward(self, convention: str = "matmul") -> int:
-        """FLOPs of one backward pass over one sequence."""
-        count = CONVENTIONS[convention]
-        return sum(t.count * t.backward * count(t) for t in self.terms)
+    def backward(self, convention: str = "matmul", term: str = "") -> int:
+        """FLOPs of one backward pass over one sequence; of the terms whose name begins with ``term``."""
+        count = CONVENTIONS[convention].backward
+        return sum(t.count * count(t, self.sequence_length) for t in self.terms if t.name.startswith(term))
 
-    def training(self, convention: str = "matmul") -> int:
+    def training(self, convention: str = "matmul", term: str = "") -> int:
         """FLOPs that training on one sequence takes: forward and backward."""
-        return self.forward(convention) + self.backward(convention)
+        return self.forward(convention, term) + self.backward(convention, term)
 
     @property
     def params_total(self) -> int:
@@ -73,8 +115,7 @@ class Ledger:
     @property
     def params_non_embedding(self) -> int:
         """All but the token embedding and the head (Kaplan et al. 2020)."""
-        left_out = ("embedding.lookup", "head")
-        return sum(t.count * t.params for t in self.terms if t.name not in left_out)
+        return sum(t.count * t.params for t in self.terms if t.name not in EMBEDDING)
 
     @property
     def params_active(self) -> int:
@@ -83,3 +124,13 @@ class Ledger:
 
     def to_json(self) -> list[dict[str, Any]]:
         return [asdict(term) for term in self.terms]
+
+    @classmethod
+    def from_json(cls, terms: list[dict[str, Any]], sequence_length: int) -> Ledger:
+        """The inverse of :meth:`to_json`: the ledger that a run stored. UserError for terms of another make."""
+        try:
+            return cls(tuple(Term(**term) for term in terms), sequence_length)
+        except TypeError as error:
+            raise UserError(
+                f"the stored ledger cannot be read: {error}", "read it with the modexp that wrote it"
+            ) from None

@@ -27,9 +27,12 @@ def block_terms(model: ModelConfig, block: str, count: int, k: int, share: float
         ("mlp.down" if gated else "mlp.out", hidden * d),
     ]
     terms = [Term(name, block, count, 2 * k * params, 2, params, share) for name, params in linear]
-    terms += [Term(f"attention.{name}", block, count, square, causal_forward=half) for name in ("scores", "values")]
+    terms += [
+        Term(f"attention.{name}", block, count, square, share=share, causal_forward=half)
+        for name in ("scores", "values")
+    ]
     # softmax: 3 FLOPs a score (Hoffmann et al. 2022, App. F)
-    terms.append(Term("attention.softmax", block, count, 3 * heads * k * k, is_matmul=False))
+    terms.append(Term("attention.softmax", block, count, 3 * heads * k * k, share=share, is_matmul=False))
     # two norms (4 d), RoPE on q and k (6 d), two residuals (2 d), the activation (about 8 a hidden unit)
     elementwise = k * (16 * d + 8 * hidden)
     terms.append(Term("elementwise", block, count, elementwise, params=2 * d, share=share, is_matmul=False))

@@ -13,6 +13,7 @@ from modexp.analysis.compare import Difference, vertex_differences
 from modexp.analysis.curve import CurveFit, Noise, Optimum, fit_curve, parabola_of, pooled_noise
 from modexp.analysis.exponent import ExponentFit, LeftOut, fit_exponent, leave_one_out
 from modexp.analysis.points import RULE, DroppedRun, Record, arms_of, baseline_of, select
+from modexp.analysis.reread import at_equal_flops
 from modexp.errors import UserError
 
 
@@ -69,13 +70,15 @@ def fit_study(
     if baseline is not None and baseline not in arms:
         raise UserError(f"baseline={baseline} is no arm of this study", f"try one of {', '.join(arms)}")
     points, dropped = select(records, axis)
+    reference = baseline or (baseline_of(records) if records else "")
+    if any("flops" in record for record in records):  # read under another convention than planned
+        points = at_equal_flops(points, reference)
     keys = sorted({(arms.index(str(r["arm"])), float(r["budget"])) for r in records})
     groups = {(arms[i], b): [p for p in points if (p.arm, p.budget) == (arms[i], b)] for i, b in keys}
     parabolas = {key: parabola for key, group in groups.items() if (parabola := parabola_of(group))}
     noise = pooled_noise(list(parabolas.values()), level)
     curves = tuple(fit_curve(*key, group, parabolas.get(key), noise) for key, group in groups.items())
     of_arm = {arm: [c for c in curves if c.arm == arm] for arm in arms}
-    reference = baseline or (baseline_of(records) if records else "")
     return StudyFit(
         axis=axis,
         level=level,

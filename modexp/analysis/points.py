@@ -56,7 +56,7 @@ class Point:
     x: float
     loss: float
     epochs: float
-    flops: float  # consumed in training
+    flops: float  # consumed in training, under the convention that the study is read in
     tokens: float  # trained on
     seconds_per_token: float | None  # measured, of training
 
@@ -98,7 +98,7 @@ def select(records: Sequence[Record], axis: str) -> tuple[list[Point], list[Drop
                 x=float(x),
                 loss=float(record["loss"]),
                 epochs=float(record.get("epochs") or 0.0),
-                flops=float(record["flops_consumed"]),
+                flops=float(record.get("flops") or record["flops_consumed"]),
                 tokens=float(record.get("tokens") or 0.0),
                 seconds_per_token=record.get("seconds_per_token"),
             )

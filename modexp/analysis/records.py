@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from modexp.analysis.reread import recount
 from modexp.errors import UserError
 from modexp.runs import RunDir, run_dirs
 
@@ -44,15 +45,19 @@ def record(run: RunDir) -> dict[str, Any]:
     return row
 
 
-def records(study: Path, damaged: list[str] | None = None) -> list[dict[str, Any]]:
+def records(study: Path, damaged: list[str] | None = None, convention: str | None = None) -> list[dict[str, Any]]:
     """One record a run of the study, by budget, arm and size. UserError if there is none.
 
-    Runs whose files cannot be read are left out, each with a sentence in ``damaged``.
+    ``convention``: count FLOPs as it does where that is not how the study was planned. Runs whose files cannot be
+    read are left out, each with a sentence in ``damaged``.
     """
     rows = []
     for run in run_dirs(study):
         try:
-            rows.append(record(run))
+            row = record(run)
+            if convention and convention != row["convention"]:
+                row |= recount(run, row, convention)
+            rows.append(row)
         except UserError as error:
             if damaged is None:
                 raise

@@ -13,6 +13,7 @@ COMMANDS = {
     "sweep": "plan and run a study; what is finished is skipped: modexp sweep --budget 6e18",
     "status": "what is planned, running, done, failed",
     "fit": "optima of a study with intervals",
+    "compare": "arms against the baseline: loss at equal FLOPs, FLOPs and speed at equal loss",
     "plot": "the paper's figures of a study, finished or not: modexp plot isoflop",
     "eval": "held-out loss of a run, causal and top-k, layer by layer: modexp eval runs/STUDY/RUN",
     "generate": "text from a run: modexp generate runs/STUDY/RUN --prompt 'def '",

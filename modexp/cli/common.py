@@ -36,6 +36,15 @@ def add_study(p: argparse.ArgumentParser) -> None:
     p.add_argument("--runs-dir", default="runs", metavar="DIR", help="where studies lie (default: runs)")
 
 
+def add_convention(p: argparse.ArgumentParser, also: str = "") -> None:
+    p.add_argument("--level", type=float, default=0.90, help="of all intervals (default: 0.90)")
+    p.add_argument(
+        "--convention",
+        metavar="NAME",
+        help=f"count FLOPs as matmul | causal | chinchilla | palm | kaplan | 6n{also} (default: as planned)",
+    )
+
+
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Names, and overrides (whatever holds ``=`` or removes with ``~``)."""
     overrides = [w for w in words if "=" in w or w.startswith("~")]
@@ -63,12 +72,16 @@ def study_path(study: str | None, runs_dir: str) -> Path:
     raise UserError(f"there is no study {study} under {runs_dir}", f"known: {', '.join(known)}" if known else "")
 
 
-def study_records(study: Path) -> list[dict[str, Any]]:
+def study_records(study: Path, convention: str | None = None) -> list[dict[str, Any]]:
     """The study's runs; those that cannot be read are told and left out."""
     from modexp.analysis.records import records
+    from modexp.config.base import one_of
+    from modexp.flops.ledger import CONVENTIONS
 
+    if convention is not None:
+        one_of("--convention", convention, tuple(CONVENTIONS))
     damaged: list[str] = []
-    rows = records(study, damaged)
+    rows = records(study, damaged, convention)
     for sentence in damaged:
         note(f"warning: left out: {sentence}")
     return rows

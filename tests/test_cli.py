@@ -34,7 +34,7 @@ def refused(cli: Cli, capsys: Captured, words: list[str], text: str, code: int =
 def test_help_names_every_command(modexp_cli: Cli, capsys: Captured) -> None:
     assert modexp_cli("--help") == 0
     out = capsys.readouterr().out
-    assert all(f"  {command}" in out for command in ("train", "plan", "sweep", "status", "fit", "plot"))
+    assert all(f"  {command}" in out for command in ("train", "plan", "flops", "sweep", "status", "fit", "plot"))
     assert modexp_cli("--version") == 0
     assert capsys.readouterr().out.startswith("modexp ")
 

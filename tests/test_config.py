@@ -12,6 +12,8 @@ from modexp.config.identity import digest, first_difference, scientific
 from modexp.config.root import GROUPS, Config, from_tree, load, save, to_tree
 from modexp.config.routing import MoDConfig
 from modexp.errors import UserError
+from modexp.flops.transformer import dense_twin
+from modexp.kinds import KINDS
 from modexp.runs import identity
 
 
@@ -141,6 +143,58 @@ def test_impossible_models_are_sentences(values: dict[str, object], words: str) 
     with pytest.raises(UserError) as caught:
         MoDConfig(**values)  # type: ignore[arg-type]
     assert words in str(caught.value)
+
+
+STAGED, MOE = KINDS["mode_staged"].config, KINDS["moe"].config
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "keys"),
+    [
+        (MoDConfig, {"causal": "none", "predictor_hidden": 8}, ("predictor_hidden=8", "causal=none")),
+        (MoDConfig, {"causal": "auxiliary", "predictor_hidden": 8}, ("predictor_hidden=8", "causal=auxiliary")),
+        (MoDConfig, {"auxiliary_weight": 0.1}, ("auxiliary_weight=0.1", "causal=predictor")),
+        (MoDConfig, {"layers": [1], "every": 1}, ("every=1", "layers=[1]")),
+        (MoDConfig, {"layers": [1], "offset": 0}, ("offset=0", "layers=[1]")),
+        (MOE, {"balance_weight": 0.1}, ("balance_weight=0.1", "expert_routing=expert_choice")),
+        (MOE, {"z_weight": 0.1}, ("z_weight=0.1", "expert_routing=expert_choice")),
+        (MOE, {"expert_routing": "token_choice", "predictor_hidden": 8}, ("predictor_hidden=8", "token_choice")),
+        (STAGED, {"z_weight": 0.1}, ("z_weight=0.1", "expert_routing=expert_choice")),
+        (STAGED, {"auxiliary_weight": 0.1}, ("auxiliary_weight=0.1", "causal=predictor")),
+        (
+            STAGED,
+            {"causal": "none", "expert_routing": "token_choice", "predictor_hidden": 8},
+            ("predictor_hidden=8", "token_choice"),
+        ),
+    ],
+)
+def test_settings_that_nothing_reads_are_refused(
+    kind: type[MoDConfig], values: dict[str, object], keys: tuple[str, str]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        kind(**values)  # type: ignore[arg-type]
+    assert f"model.{keys[0]} is read by nothing under model." in caught.value.sentence
+    assert caught.value.sentence.endswith(keys[1])
+    assert "leave it at" in caught.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (MoDConfig, {"predictor_hidden": 8}),
+        (MoDConfig, {"causal": "auxiliary", "auxiliary_weight": 0.1}),
+        (MoDConfig, {"causal": "none"}),
+        (MOE, {"expert_routing": "token_choice", "balance_weight": 0.1, "z_weight": 0.1}),
+        (MOE, {"predictor_hidden": 8}),
+        (STAGED, {"causal": "none", "predictor_hidden": 8}),
+        (STAGED, {"expert_routing": "token_choice", "predictor_hidden": 8}),
+    ],
+)
+def test_settings_that_something_reads_are_taken(kind: type[MoDConfig], values: dict[str, object]) -> None:
+    model = kind(**values, n_layers=4, d_model=32, n_heads=2)  # type: ignore[arg-type]
+    places = [0.5] * len(model.routing_places())
+    assert model.realised(places).kind == model.kind
+    assert dense_twin(model).shape == model.shape
 
 
 def test_suggested_widths_are_possible() -> None:

@@ -62,6 +62,8 @@ def loaded_by(code: str, cwd: Path) -> set[str]:
         (["--help"], set()),
         (["plan", "--budget", "6e18"], {"hydra"}),
         (["plan", "--help"], set()),
+        (["flops", "model=mod", "size=220m"], {"hydra"}),
+        (["flops", "nowhere"], set()),
         (["train", "--cfg", "job"], {"hydra"}),
         (["sweep", "--budget", "6e18", "--dry-run"], {"hydra"}),
         (["status", "--runs-dir", "nowhere"], set()),

@@ -55,6 +55,8 @@ def models(draw: st.DrawFn, kinds: tuple[str, ...] = tuple(KINDS)) -> ModelConfi
         "expert_capacity": st.sampled_from([0.1, 0.5, 1.0, 1.25]),
     }
     values = {key: draw(choice) for key, choice in choices.items() if key in fields}
+    if values.get("causal") != "predictor" and values.get("expert_routing") != "expert_choice":
+        values.pop("predictor_hidden", None)  # nothing would read it
     model = config(**shape, **values)  # type: ignore[arg-type]
     if "capacity" in values and draw(st.booleans()):
         each = [draw(capacities) for _ in model.routed_layers()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import field, fields
 from typing import Any
 
 from modexp.errors import UserError
@@ -26,3 +26,15 @@ def require(ok: bool, key: str, value: object, rule: str, next_step: str = "") -
 
 def one_of(key: str, value: object, choices: tuple[str, ...]) -> None:
     require(value in choices, key, value, "is not a choice", f"choose one of: {', '.join(choices)}")
+
+
+def refuse_unread(config: Any, unread: dict[str, tuple[str, str]]) -> None:
+    """Raise for a setting of the model that was changed from its default although nothing reads it.
+
+    ``unread`` maps it to the setting because of which, and to the one under which it would be read.
+    """
+    defaults = {f.name: f.default for f in fields(config)}
+    for key, (because, reader) in unread.items():
+        value, default = getattr(config, key), defaults[key]
+        cure = f"leave it at {'null' if default is None else default}, or set {reader}"
+        require(value == default, f"model.{key}", value, f"is read by nothing under {because}", cure)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from modexp.config.base import one_of, require
+from modexp.config.base import one_of, refuse_unread, require
 from modexp.config.routing import LayersConfig, MoDConfig
 
 EXPERT_ROUTINGS = ("expert_choice", "token_choice")
@@ -33,6 +33,7 @@ class MoEConfig(LayersConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_experts(self)
+        refuse_unread(self, unread_by_experts(self))
 
     @property
     def sees_future(self) -> bool:  # type: ignore[override]
@@ -75,6 +76,13 @@ class StagedConfig(MoDConfig):
         super().__post_init__()
         check_experts(self)
 
+    def unread(self) -> dict[str, tuple[str, str]]:
+        depth, experts = super().unread(), unread_by_experts(self)
+        unread = depth | experts
+        if "predictor_hidden" in depth.keys() ^ experts.keys():  # one of the two predictors is there and reads it
+            del unread["predictor_hidden"]
+        return unread
+
     def expert_slots(self, tokens: int) -> int:
         return expert_slots(self, tokens)
 
@@ -99,6 +107,14 @@ def check_experts(config: ExpertsConfig) -> None:
     require(config.predictor_hidden >= 1, "model.predictor_hidden", config.predictor_hidden, positive)
     for key in ("router_init_std", "balance_weight", "z_weight"):
         require(getattr(config, key) >= 0, f"model.{key}", getattr(config, key), "is negative")
+
+
+def unread_by_experts(config: ExpertsConfig) -> dict[str, tuple[str, str]]:
+    """As :meth:`MoDConfig.unread`, of what one way of choosing experts needs and the other does not."""
+    by_expert = config.expert_routing == "expert_choice"
+    other = "token_choice" if by_expert else "expert_choice"
+    why = f"model.expert_routing={config.expert_routing}", f"model.expert_routing={other}"
+    return dict.fromkeys(("balance_weight", "z_weight") if by_expert else ("predictor_hidden",), why)
 
 
 def expert_slots(config: ExpertsConfig, tokens: int) -> int:

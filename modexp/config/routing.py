@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from modexp.config.base import one_of, require
+from modexp.config.base import one_of, refuse_unread, require
 from modexp.config.model import ModelConfig
 
 GATES = ("raw", "sigmoid", "tanh", "none")
@@ -30,6 +30,8 @@ class LayersConfig(ModelConfig):
         if self.layers is not None:
             ok = bool(self.layers) and self.layers == sorted(set(self.layers)) and self.layers[0] >= 0
             require(ok, "model.layers", self.layers, "is not a rising list of indices from 0", "try model.layers=[1,3]")
+            because = f"model.layers={self.layers}", "model.layers=null"
+            refuse_unread(self, {"every": because, "offset": because})
         if self.n_layers is None:
             return
         if self.layers is not None:
@@ -112,6 +114,16 @@ class MoDConfig(RoutedConfig):
         one_of("model.causal", self.causal, CAUSAL_RULES)
         require(self.predictor_hidden >= 1, "model.predictor_hidden", self.predictor_hidden, "is not positive")
         require(self.auxiliary_weight >= 0, "model.auxiliary_weight", self.auxiliary_weight, "is negative")
+        refuse_unread(self, self.unread())
+
+    def unread(self) -> dict[str, tuple[str, str]]:
+        """Settings that nothing reads: because of which other, and under which it would be."""
+        readers = {"predictor_hidden": "predictor", "auxiliary_weight": "auxiliary"}
+        return {
+            key: (f"model.causal={self.causal}", f"model.causal={rule}")
+            for key, rule in readers.items()
+            if rule != self.causal
+        }
 
     @property
     def can_be_causal(self) -> bool:

@@ -61,8 +61,10 @@ def compare_curves(ours: CurveFit, theirs: CurveFit, shared: Shared) -> ArmCompa
     start = math.log(base.vertex)
     ratios = np.linspace(math.log(mine.x_low) - start, math.log(mine.vertex) - start, CANDIDATES)
     gaps, margins = np.array([gap_at(q + start, ours, theirs, shared) for q in ratios]).T
-    inside = np.flatnonzero(np.abs(gaps) <= margins)
     below = np.flatnonzero(gaps <= 0)  # the flank falls: from the first of these on the arm is at least as good
+    allowed = np.abs(gaps) <= margins
+    allowed[below[:1]] = True  # the root itself, between candidates where there is no noise
+    inside = np.flatnonzero(allowed)
     root = float(ratios[below[0]]) if len(below) and below[0] > 0 else None
     low = float(ratios[inside[0]]) if len(inside) and inside[0] > 0 else None
     high = float(ratios[inside[-1]]) if len(inside) and inside[-1] < CANDIDATES - 1 else None

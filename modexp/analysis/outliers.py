@@ -1,9 +1,9 @@
 """Points that a loss surface cannot follow, each with its reason. Nothing is dropped that is not printed.
 
 No natural rule finds the five points that Besiroglu et al. 2024 left out of Chinchilla's Fig. 4, "the five highest
-losses": deleting the worst residual and refitting, again and again, does take exactly those five first (at 46, 40,
-24, 23 and 12 robust standard deviations), but the next two (10.5 and 9.8) stand out as clearly, and a threshold
-between 10.5 and 12 would be read off the answer. So there are two rules, and a fit says which one it used.
+losses": deleting the worst residual and refitting, again and again, does take exactly those five first (45, 39, 24,
+23 and 12 robust standard deviations away), but four more stand out (10, 10, 7 and 5), and a threshold between 10
+and 12 would be read off the answer. So there are two rules, and a fit says which one it used.
 """
 
 from __future__ import annotations

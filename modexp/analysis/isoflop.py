@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from modexp.analysis.compare import Difference, vertex_differences
-from modexp.analysis.curve import CurveFit, Noise, Optimum, fit_curve, parabola_of, pooled_noise
+from modexp.analysis.curve import MIN_SIZES, CurveFit, Noise, Optimum, fit_curve, parabola_of, pooled_noise
 from modexp.analysis.exponent import ExponentFit, LeftOut, fit_exponent, leave_one_out
-from modexp.analysis.points import RULE, DroppedRun, Record, arms_of, baseline_of, select
+from modexp.analysis.interpolate import nearest_to_minimum
+from modexp.analysis.points import RULE, DroppedRun, Point, Record, arms_of, baseline_of, select
 from modexp.analysis.reread import at_equal_flops
 from modexp.errors import UserError
 
@@ -56,10 +57,29 @@ class StudyFit:
         return rows
 
 
+def near_minimum(points: Sequence[Point], count: int) -> tuple[list[Point], list[DroppedRun]]:
+    """The points of the ``count`` sizes of each curve nearest its lowest loss, and those left out."""
+    if count < MIN_SIZES:
+        raise UserError(f"--nearest {count} is less than the {MIN_SIZES} sizes a parabola needs", "try --nearest 7")
+    kept, far = [], []
+    for key in dict.fromkeys((p.arm, p.budget) for p in points):
+        curve = [p for p in points if (p.arm, p.budget) == key]
+        near = set(nearest_to_minimum([(p.x, p.loss) for p in curve], count))
+        kept += [p for p in curve if (p.x, p.loss) in near]
+        reason = f"not among the {count} sizes nearest the lowest loss"
+        far += [DroppedRun(p.run, p.arm, p.budget, reason) for p in curve if (p.x, p.loss) not in near]
+    return kept, far
+
+
 def fit_study(
-    records: Sequence[Record], axis: str = "params", level: float = 0.90, baseline: str | None = None
+    records: Sequence[Record],
+    axis: str = "params",
+    level: float = 0.90,
+    baseline: str | None = None,
+    nearest: int | None = None,
 ) -> StudyFit:
-    """Fit every curve of a study. ``axis``: a key of points.AXES; ``level``: of all intervals.
+    """Fit every curve of a study. ``axis``: a key of points.AXES; ``level``: of all intervals; ``nearest``: so many
+    sizes of each curve, those nearest its lowest loss, are fitted, where a parabola follows a wide grid.
 
     An empty or unfinished study gives a fit that refuses everything and says why. UserError: unknown axis or
     baseline, a level outside 0..1.
@@ -73,6 +93,9 @@ def fit_study(
     reference = baseline or (baseline_of(records) if records else "")
     if any("flops" in record for record in records):  # read under another convention than planned
         points = at_equal_flops(points, reference)
+    if nearest:
+        points, far = near_minimum(points, nearest)
+        dropped += far
     keys = sorted({(arms.index(str(r["arm"])), float(r["budget"])) for r in records})
     groups = {(arms[i], b): [p for p in points if (p.arm, p.budget) == (arms[i], b)] for i, b in keys}
     parabolas = {key: parabola for key, group in groups.items() if (parabola := parabola_of(group))}

@@ -39,16 +39,21 @@ def methods_sheet(report: Report, records: Sequence[Record], about: Mapping[str,
             f"{size_text(min(p.x for p in c.points))} .. {size_text(max(p.x for p in c.points))}" if c.points else "-"
         )
         lines.append(f"| {c.arm} | {budget_text(c.budget)} | {len(c.points)} | {c.num_sizes} | {span} |")
+    noise = "unknown" if fit.noise_sd is None else f"{fit.noise_sd:.5f} nats"
     lines += ["", "## Fits", ""]
     lines += [
-        f"- Parabola (Hoffmann et al. 2022, Approach 2): least squares of L in ln N, one for each arm and budget, at least"
-        f" {MIN_SIZES} sizes; refused where the vertex lies outside the grid or the curvature cannot be told from zero"
-        f" at {level:.0%}; warned of where it lies in the outer {OUTER_SHARE:.0%} of the grid or the grid is wider than"
-        f" {WIDEST_GRID:.0f}x. Exponent: the line through the optima in ln C, weighted by their variances.",
-        f"- Noise of one run: {'unknown' if fit.noise_sd is None else f'{fit.noise_sd:.5f} nats'}, pooled over all curves"
-        f" ({fit.dof} degrees of freedom). Intervals at {level:.0%}: Fieller's for N*, the delta method with Student's t"
+        "- Parabola (Hoffmann et al. 2022, Approach 2): least squares of L in ln N, one for each arm and budget, at"
+        f" least {MIN_SIZES} sizes; refused where the vertex lies outside the grid or the curvature cannot be told from zero"
+        f" at {level:.0%}; warned of where it lies in the outer {OUTER_SHARE:.0%} of the grid or the grid is wider"
+        f" than {WIDEST_GRID:.0f}x. Exponent: the line through the optima in ln C, weighted by their variances.",
+        f"- Noise of one run: {noise}, pooled over all"
+        f" curves ({fit.dof} degrees of freedom). Intervals at {level:.0%}: Fieller's for N*, the delta method with Student's t"
         " for exponents and losses; differences of arms from runs paired by seed and FLOPs per token.",
     ]
+    lines.append(
+        "- Akima (Porian et al. 2024): a spline of the best log loss per size in log size, its minimum, a least-squares"
+        " line; intervals by redrawing the noise above."
+    )
     lines += [method_line(report, name, text) for name, text in SURFACES.items()]
     if fit.left_out:
         lines.append("- Hold-out: every budget predicted from the others (below).")
@@ -57,9 +62,9 @@ def methods_sheet(report: Report, records: Sequence[Record], about: Mapping[str,
 
 
 SURFACES = {
-    "approach3": "Approach 3 (Hoffmann et al. 2022, as corrected by Besiroglu et al. 2024): L = E + A/N^alpha + B/D^beta,"
-    " sum of Huber(1e-3) on log L, Newton's method in full precision",
-    "vpnls": "Variable projection (Czech et al. 2026): the same surface, squares of the relative error, E, A and B linear",
+    "approach3": "Approach 3 (Hoffmann et al. 2022, as corrected by Besiroglu et al. 2024):"
+    " L = E + A/N^alpha + B/D^beta, sum of Huber(1e-3) on log L, Newton's method in full precision",
+    "vpnls": "Variable projection (Czech et al. 2026): the same surface, squares of the relative error, E, A, B linear",
 }
 
 
@@ -98,9 +103,13 @@ def result_lines(report: Report) -> list[str]:
         exponent = "-" if out.exponent is None else f"{out.exponent:.4f}"
         lines.append(f"| {out.arm} | {budget_text(out.budget)} | {exponent} | {ratio} |")
     sentences = [w for s in report.surfaces for w in s.warnings] + list(report.warnings)
-    sentences += [
-        f"{c.arm} at {budget_text(c.budget)}: {n}" for c in report.fit.curves for n in (c.refusal, *c.warnings) if n
-    ]
+    few = [c for c in report.fit.curves if c.num_sizes < MIN_SIZES]
+    for c in report.fit.curves:
+        notes = (c.refusal, *c.warnings) if c not in few else ()
+        sentences += [f"{c.arm} at {budget_text(c.budget)}: {text}" for text in notes if text]
+    if few:
+        budgets = ", ".join(f"{c.arm} at {budget_text(c.budget)}" for c in few)
+        sentences.append(f"no parabola with fewer than {MIN_SIZES} sizes: {budgets}")
     sentences += [f"{e.arm}: {w}" for e in report.fit.exponents for w in e.warnings]
     return [*lines, *(["", "Warnings and refusals:", ""] if sentences else []), *(f"- {s}" for s in sentences)]
 
@@ -111,6 +120,9 @@ def exponent_rows(report: Report) -> list[dict[str, Any]]:
     for e in report.fit.exponents:
         row: dict[str, Any] = {"arm": e.arm, "method": "parabola", "exponent": e.exponent}
         rows.append({**row, "low": e.low, "high": e.high, "refusal": e.refusal})
+        akima = report.interpolated[e.arm]
+        row = {"arm": e.arm, "method": "akima", "exponent": akima.exponent}
+        rows.append({**row, "low": akima.low, "high": akima.high, "refusal": akima.refusal})
         for s in report.surfaces:
             if s.arm == e.arm:
                 low, high = s.intervals.get("a", (None, None))

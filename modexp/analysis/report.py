@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from modexp.analysis.bootstrap import Bootstrap, bootstrap
+from modexp.analysis.interpolate import InterpolatedExponent, fit_interpolated
 from modexp.analysis.isoflop import StudyFit, fit_study
-from modexp.analysis.points import Point, Record, arms_of, select
+from modexp.analysis.outliers import highest_losses, outliers
+from modexp.analysis.points import DroppedRun, Point, Record, arms_of, select
 from modexp.analysis.surface import PENALTIES, Cost, Surface, fit_cost, fit_surface
 
 SUM_APART = 0.05  # a + b further from 1 than this is worth a sentence
@@ -35,11 +37,18 @@ class SurfaceExponent:
 class Report:
     fit: StudyFit
     surfaces: tuple[SurfaceExponent, ...]
+    interpolated: dict[str, InterpolatedExponent]  # by arm
     warnings: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         surfaces = [{k: v for k, v in asdict(s).items() if k != "draws"} for s in self.surfaces]
-        return {**self.fit.to_json(), "surfaces": surfaces, "warnings": list(self.warnings)}
+        interpolated = {arm: asdict(found) for arm, found in self.interpolated.items()}
+        return {
+            **self.fit.to_json(),
+            "surfaces": surfaces,
+            "interpolated": interpolated,
+            "warnings": list(self.warnings),
+        }
 
     def surface(self, arm: str, method: str) -> SurfaceExponent:
         return next(s for s in self.surfaces if (s.arm, s.method) == (arm, method))
@@ -51,17 +60,54 @@ def report(
     level: float = 0.90,
     baseline: str | None = None,
     resamples: int = 1000,
+    nearest: int | None = None,
+    drop_highest: int = 0,
+    drop_outliers: bool = False,
 ) -> Report:
-    """Fit a study by every method. ``resamples`` of each surface's bootstrap; 0 leaves its intervals out."""
-    fit = fit_study(records, axis, level, baseline)
-    points, _ = select(records, axis)  # as trained: a surface needs no equal FLOPs, so a re-reading moves nothing
-    surfaces, warnings = [], []
-    for arm in arms_of(records):
+    """Fit a study by every method.
+
+    ``resamples`` of each bootstrap, 0 leaves it out; ``nearest`` as in :func:`fit_study`, for parabola and Akima;
+    ``drop_highest`` losses, or the outliers of each arm's surface (modexp.analysis.outliers), leave every fit.
+    """
+    left_out = excluded(records, axis, drop_highest, drop_outliers)
+    gone = {d.run for d in left_out}
+    kept = [r for r in records if str(r["run"]) not in gone]
+    fit = fit_study(kept, axis, level, baseline, nearest)
+    fit = replace(fit, dropped=(*left_out, *fit.dropped))
+    points, _ = select(kept, axis)  # as trained: a surface needs no equal FLOPs, so a re-reading moves nothing
+    surfaces: list[SurfaceExponent] = []
+    interpolated, warnings = {}, []
+    for arm in arms_of(kept):
         mine = [p for p in points if p.arm == arm]
         surfaces += [surface_of(arm, mine, method, level, resamples) for method in PENALTIES]
-        if sentence := sum_of_exponents(arm, records, fit):
-            warnings.append(sentence)
-    return Report(fit, tuple(surfaces), tuple(warnings))
+        curves = {c.flops: [(p.x, p.loss) for p in c.points] for c in fit.curves if c.arm == arm and c.points}
+        interpolated[arm] = fit_interpolated(curves, fit.noise_sd if resamples else None, level, resamples)
+        warnings += [s for s in (sum_of_exponents(arm, kept, fit), astray(arm, mine)) if s]
+    return Report(fit, tuple(surfaces), interpolated, tuple(warnings))
+
+
+def excluded(records: Sequence[Record], axis: str, highest: int, by_surface: bool) -> list[DroppedRun]:
+    """What the user asked to leave out, arm by arm, each with its reason."""
+    points, _ = select(records, axis)
+    dropped = []
+    for arm in dict.fromkeys(p.arm for p in points):
+        mine = [p for p in points if p.arm == arm]
+        found = highest_losses([p.loss for p in mine], highest) if highest else ()
+        if by_surface:
+            found = (*found, *outliers([p.x for p in mine], [p.tokens for p in mine], [p.loss for p in mine]))
+        dropped += [DroppedRun(mine[o.index].run, arm, mine[o.index].budget, o.reason) for o in found]
+    return dropped
+
+
+def astray(arm: str, points: Sequence[Point]) -> str:
+    """A sentence where some runs lie far off the arm's surface, which nothing has left out."""
+    if not all(p.tokens for p in points):
+        return ""
+    found = outliers([p.x for p in points], [p.tokens for p in points], [p.loss for p in points])
+    if not found:
+        return ""
+    names = ", ".join(points[o.index].run for o in found)
+    return f"{arm}: far off its loss surface: {names}; --drop-outliers or --drop-highest leaves such runs out"
 
 
 def surface_of(arm: str, points: Sequence[Point], method: str, level: float, resamples: int) -> SurfaceExponent:
@@ -75,7 +121,7 @@ def surface_of(arm: str, points: Sequence[Point], method: str, level: float, res
     warnings = list(found.warnings)
     if cost.worst > OFF_LINE:
         warnings.append(
-            f"C = {cost.kappa:.3g} x^{cost.q:.3f} D misses the FLOPs of a run by {cost.worst:.0%}: the exponent leans on it"
+            f"C = {cost.kappa:.3g} x^{cost.q:.3f} D misses a run's FLOPs by {cost.worst:.0%}: the exponent leans on it"
         )
     draws = bootstrap(found.surface, x, tokens, loss, resamples) if resamples else None
     intervals = draws.intervals(cost=cost, level=level) if draws else {}

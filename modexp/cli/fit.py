@@ -47,6 +47,11 @@ def main(words: list[str]) -> int:
         "--baseline", metavar="ARM", help="compare with this arm (default: baseline, or the first dense one)"
     )
     p.add_argument("--resamples", type=int, default=1000, help="of each surface's bootstrap; 0: none (default: 1000)")
+    p.add_argument("--nearest", type=int, metavar="K", help="fit parabolas to the K sizes nearest each lowest loss")
+    p.add_argument(
+        "--drop-highest", type=int, default=0, metavar="K", help="leave out the K highest losses of each arm"
+    )
+    p.add_argument("--drop-outliers", action="store_true", help="leave out runs far off their arm's loss surface")
     p.add_argument("--out", metavar="DIR", help="where fit.json and methods.md go (default: the study)")
     p.add_argument("words", nargs="*", metavar="STUDY | FILE.csv")
     args = p.parse_intermixed_args(words)
@@ -77,7 +82,16 @@ def main(words: list[str]) -> int:
         study = study_path(name, args.runs_dir)
         rows, about = study_records(study, args.convention), study_facts(study)
         out = Path(args.out) if args.out else study
-    found = report(rows, args.axis, args.level, args.baseline, args.resamples)
+    found = report(
+        rows,
+        args.axis,
+        args.level,
+        args.baseline,
+        args.resamples,
+        args.nearest,
+        args.drop_highest,
+        args.drop_outliers,
+    )
     if args.json:
         print_json(found.to_json())
     else:
@@ -118,7 +132,7 @@ def study_facts(study: Path) -> dict[str, str]:
         "schedule": f"{config.schedule.kind} over each run's own steps, warm-up {config.schedule.warmup:.0%}",
         "optimizer": f"{config.optim.kind}, rate by {config.optim.lr}, batch by {config.optim.batch_size}",
         "precision": str(result.get("precision", "not trained yet")),
-        "modexp": f"{origin.get('modexp', '?')}, commit {origin.get('commit') or 'unknown'}, torch {origin.get('torch', '?')}",
+        "modexp": ", ".join(f"{key} {origin.get(key) or 'unknown'}" for key in ("modexp", "commit", "torch")),
     }
 
 
@@ -133,8 +147,8 @@ def print_fit(rows: Sequence[dict[str, Any]]) -> None:
             print(f"{e.arm}: no exponent: {e.refusal}")
         else:
             print(
-                f"{e.arm}: optimum = {e.coefficient:.4g} x C^{e.exponent:.3f} ({fit.level:.0%}: {e.low:.3f} .. {e.high:.3f})"
-                + "".join(f"; {warning}" for warning in e.warnings)
+                f"{e.arm}: optimum = {e.coefficient:.4g} x C^{e.exponent:.3f}"
+                f" ({fit.level:.0%}: {e.low:.3f} .. {e.high:.3f})" + "".join(f"; {warning}" for warning in e.warnings)
             )
     print_rest(fit)
 
@@ -188,9 +202,12 @@ def print_left_out(out: Any) -> None:
 
 
 def print_optima(fit: StudyFit) -> None:
+    from modexp.analysis.curve import MIN_SIZES
     from modexp.wording import budget_text, size_text
 
     level = f"{fit.level:.0%}"
+    hopeless = [curve for curve in fit.curves if curve.num_sizes < MIN_SIZES]
+    hidden = hopeless if len(hopeless) > SHOWN_DROPS else []
     columns = (
         "arm",
         "budget",
@@ -202,7 +219,8 @@ def print_optima(fit: StudyFit) -> None:
         "raw minimum",
     )
     lines = []
-    for row, curve in zip(fit.rows(), fit.curves, strict=True):
+    rows = [(row, curve) for row, curve in zip(fit.rows(), fit.curves, strict=True) if curve not in hidden]
+    for row, curve in rows:
         found = row["x"] is not None
         lines.append(
             [
@@ -221,7 +239,9 @@ def print_optima(fit: StudyFit) -> None:
         lines,
         f"optima by {fit.axis}; held-out loss in nats a token, conditional arms with causal routing",
     )
-    for row in fit.rows():
+    if hidden:
+        print(f"{len(hidden)} more budgets have fewer than {MIN_SIZES} sizes, and no parabola")
+    for row, _ in rows:
         if row["note"]:
             print(f"{row['arm']} at {budget_text(row['budget'])}: {row['note']}")
 

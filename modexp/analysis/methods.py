@@ -42,13 +42,13 @@ def methods_sheet(report: Report, records: Sequence[Record], about: Mapping[str,
     noise = "unknown" if fit.noise_sd is None else f"{fit.noise_sd:.5f} nats"
     lines += ["", "## Fits", ""]
     lines += [
-        "- Parabola (Hoffmann et al. 2022, Approach 2): least squares of L in ln N, one for each arm and budget, at"
-        f" least {MIN_SIZES} sizes; refused where the vertex lies outside the grid or the curvature cannot be told from zero"
-        f" at {level:.0%}; warned of where it lies in the outer {OUTER_SHARE:.0%} of the grid or the grid is wider"
-        f" than {WIDEST_GRID:.0f}x. Exponent: the line through the optima in ln C, weighted by their variances.",
-        f"- Noise of one run: {noise}, pooled over all"
-        f" curves ({fit.dof} degrees of freedom). Intervals at {level:.0%}: Fieller's for N*, the delta method with Student's t"
-        " for exponents and losses; differences of arms from runs paired by seed and FLOPs per token.",
+        "- Parabola (Hoffmann et al. 2022, Approach 2): least squares of L in ln N, one for each arm and budget,"
+        f" at least {MIN_SIZES} sizes; refused where the vertex lies outside the grid or the curvature cannot be told"
+        f" from zero at {level:.0%}; warned of where it lies in the outer {OUTER_SHARE:.0%} of the grid or the grid is"
+        f" wider than {WIDEST_GRID:.0f}x. Exponent: the line through the optima in ln C, weighted by their variances.",
+        f"- Noise of one run: {noise}, pooled over all curves ({fit.dof} degrees of freedom). Intervals at {level:.0%}:"
+        " Fieller's for N*, the delta method with Student's t for exponents and losses; differences of arms from runs"
+        " paired by seed and FLOPs per token.",
     ]
     lines.append(
         "- Akima (Porian et al. 2024): a spline of the best log loss per size in log size, its minimum, a least-squares"

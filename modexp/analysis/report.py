@@ -14,6 +14,7 @@ from modexp.analysis.points import DroppedRun, Point, Record, arms_of, select
 from modexp.analysis.surface import PENALTIES, Cost, Surface, fit_cost, fit_surface
 
 SUM_APART = 0.05  # a + b further from 1 than this is worth a sentence
+ENOUGH_POINTS = 20  # four a parameter: through fewer a surface bends so near that the scatter is too small to judge by
 OFF_LINE = 0.05  # runs further than this from C = kappa x^q D are, too
 
 
@@ -101,7 +102,7 @@ def excluded(records: Sequence[Record], axis: str, highest: int, by_surface: boo
 
 def astray(arm: str, points: Sequence[Point]) -> str:
     """A sentence where some runs lie far off the arm's surface, which nothing has left out."""
-    if not all(p.tokens for p in points):
+    if len(points) < ENOUGH_POINTS or not all(p.tokens for p in points):
         return ""
     found = outliers([p.x for p in points], [p.tokens for p in points], [p.loss for p in points])
     if not found:

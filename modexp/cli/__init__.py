@@ -14,6 +14,7 @@ COMMANDS = {
     "status": "what is planned, running, done, failed",
     "fit": "optima of a study with intervals",
     "compare": "arms against the baseline: loss at equal FLOPs, FLOPs and speed at equal loss",
+    "predict": "the run that a study recommends for a budget: modexp predict STUDY --flops 1e21",
     "plot": "the paper's figures of a study, finished or not: modexp plot isoflop",
     "eval": "held-out loss of a run, causal and top-k, layer by layer: modexp eval runs/STUDY/RUN",
     "generate": "text from a run: modexp generate runs/STUDY/RUN --prompt 'def '",

@@ -1,0 +1,94 @@
+"""What a study predicts, against the exact optimum of the surface that its losses were read off."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modexp.analysis.predict import predict
+from modexp.analysis.records import records
+from modexp.errors import UserError
+from tests.synthetic import make_study, surface
+
+BUDGETS = [1e13, 4e13, 1.6e14]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Losses with .2 % of noise."""
+    rng = np.random.default_rng(0)
+    return make_study(
+        tmp_path_factory.mktemp("runs"),
+        BUDGETS,
+        lambda plan: surface(plan) * (1 + 0.002 * rng.standard_normal()),
+    )
+
+
+def best_at(flops: float) -> tuple[float, float]:
+    """(tokens, loss) of the best baseline at a budget: a search over the ladder, which knows nothing of fits."""
+    from modexp.cli.compose import configuration
+    from modexp.kinds import ledger
+    from modexp.plan.ladder import ladder, with_shape
+
+    config = configuration(["model=baseline", "data=python", "data.sequence_length=64"])
+    found = []
+    for shape in ladder():
+        books = ledger(with_shape(config.model, shape), config.data)
+        tokens = flops / books.training() * 64
+        found.append((1.0 + 90.0 / books.params_total**0.4 + 300.0 / tokens**0.4, tokens, books.params_total))
+    loss, tokens, _ = min(found)
+    return tokens, loss
+
+
+def test_the_truth_lies_in_the_intervals(study: Path):
+    flops = 6e14
+    baseline = predict(records(study), flops)[0]
+    assert baseline.arm == "baseline"
+    assert baseline.reach == pytest.approx(flops / 1.6e14)
+    tokens, loss = best_at(flops)
+    rung = 1.15**0.5  # the search knows the optimum to half a step of the ladder
+    assert baseline.tokens_interval[0] / rung <= tokens <= baseline.tokens_interval[1] * rung
+    assert baseline.loss_interval[0] <= loss <= baseline.loss_interval[1]
+    assert baseline.loss == pytest.approx(loss, rel=0.01)
+    assert math.log(baseline.params_interval[1] / baseline.params_interval[0]) < 1.0  # and they say something
+    assert baseline.warnings == ()
+
+
+def test_far_extrapolation_is_said(study: Path):
+    near, far = (predict(records(study), flops, resamples=50)[0] for flops in (1e15, 1e18))
+    assert any("6.25e+03x beyond the largest budget" in w for w in far.warnings)
+    assert far.params_interval[1] / far.params > near.params_interval[1] / near.params
+
+
+def test_the_command_can_be_pasted(study: Path, modexp_cli: Callable[..., int], capsys: pytest.CaptureFixture[str]):
+    assert modexp_cli("predict", study.name, "--runs-dir", str(study.parent), "--flops", "6e14", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [f["arm"] for f in found] == ["baseline", "mod"]
+    for f in found:
+        program, *words = shlex.split(f["run"]["command"])
+        assert program == "modexp"
+        assert modexp_cli(*words, "--cfg", "job") == 0
+        printed = capsys.readouterr().out
+        assert f"n_layers: {f['run']['plan']['n_layers']}" in printed
+        assert f"d_model: {f['run']['plan']['d_model']}" in printed
+        assert f["run"]["plan"]["params_total"] == pytest.approx(f["params"], rel=0.2)
+        assert f["run"]["plan"]["budget"] == 6e14
+
+
+def test_one_budget_predicts_nothing(
+    tmp_path: Path, modexp_cli: Callable[..., int], capsys: pytest.CaptureFixture[str]
+):
+    study = make_study(tmp_path / "runs", [1e13])
+    assert modexp_cli("predict", study.name, "--flops", "1e15") == 2
+    assert "baseline: no size: an exponent needs 2 budgets with an optimum, got 1" in capsys.readouterr().err
+
+
+def test_flops_must_be_positive(study: Path):
+    with pytest.raises(UserError, match=r"--flops -1\.0 is not a positive number"):
+        predict(records(study), -1.0)

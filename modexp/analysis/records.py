@@ -13,7 +13,10 @@ PLANNED = (
     "flops_per_token", "relative_flops", "batch_size", "lr", "tokens_per_param", "epochs", "routed", "convention",
 )  # fmt: skip
 MODEL = ("kind", "capacity", "every", "layers", "causal")  # None where a kind of model has no such thing
-REACHED = ("loss", "loss_topk", "bits_per_byte", "train_loss", "flops_per_token_causal", "train_seconds")
+REACHED = (
+    "loss", "loss_topk", "bits_per_byte", "train_loss", "flops_per_token_causal", "train_seconds",
+    "eval_seconds", "wall_seconds", "peak_memory_bytes",
+)  # fmt: skip
 
 
 def record(run: RunDir) -> dict[str, Any]:

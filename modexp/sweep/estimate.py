@@ -13,7 +13,7 @@ from modexp.models.loss import training_loss
 from modexp.plan.grid import PlannedRun
 from modexp.plan.run import RunPlan
 from modexp.train.hardware import autocast, choose_device, memory_free, wait
-from modexp.train.memory import micro_batch
+from modexp.plan.memory import micro_batch
 
 AFFORDABLE = 3e11  # FLOPs of the micro-batch that is timed, where a size this small exists
 REPEATS = 4

@@ -143,7 +143,7 @@ def fit_study(
         noise_sd=noise_sd,
         dof=dof,
         curves=curves,
-        exponents=tuple(_fit_exponent(arm, [c for c in curves if c.arm == arm], noise) for arm in arms),
+        exponents=tuple(fit_exponent(arm, vertices(arm, curves), noise) for arm in arms),
         comparisons=tuple(_compare(curves, reference, noise)),
         dropped=tuple(dropped),
     )
@@ -164,7 +164,7 @@ class Noise:
 
 def _fit_curve(arm: str, budget: float, points: list[Point], parabola: Parabola | None, noise: Noise) -> CurveFit:
     num_sizes = len({p.x for p in points})
-    refusal = _refusal(num_sizes, parabola, noise)
+    refusal = refusal_of(num_sizes, parabola, noise)
     optimum = None
     if parabola and not refusal:
         span = fieller_set(parabola, noise.sd, noise.dof, noise.level)
@@ -177,7 +177,7 @@ def _fit_curve(arm: str, budget: float, points: list[Point], parabola: Parabola 
     return CurveFit(arm, budget, len(points), num_sizes, parabola, optimum, refusal, warnings)
 
 
-def _refusal(num_sizes: int, parabola: Parabola | None, noise: Noise) -> str:
+def refusal_of(num_sizes: int, parabola: Parabola | None, noise: Noise) -> str:
     """Why this curve has no optimum that could be claimed; empty when it has."""
     if num_sizes < MIN_SIZES or parabola is None:
         return f"a fit needs {MIN_SIZES} distinct sizes, got {num_sizes}"
@@ -216,9 +216,13 @@ def _warnings(points: list[Point], parabola: Parabola | None, optimum: Optimum |
     return warnings
 
 
-def _fit_exponent(arm: str, curves: list[CurveFit], noise: Noise) -> ExponentFit:
+def vertices(arm: str, curves: Sequence[CurveFit]) -> list[tuple[float, Parabola]]:
+    """Budgets of the arm whose optimum stands, each with its parabola."""
+    return [(c.budget, c.parabola) for c in curves if c.arm == arm and c.optimum and c.parabola]
+
+
+def fit_exponent(arm: str, fitted: Sequence[tuple[float, Parabola]], noise: Noise) -> ExponentFit:
     """Weighted line of ln(optimum) in ln C; with two budgets, the line through both."""
-    fitted = [(c.budget, c.parabola) for c in curves if c.optimum and c.parabola]
     budgets = tuple(budget for budget, _ in fitted)
     if len(fitted) < 2:
         refusal = f"an exponent needs 2 budgets with an optimum, got {len(fitted)}"

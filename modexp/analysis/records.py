@@ -18,6 +18,8 @@ REACHED = (
     "eval_seconds", "wall_seconds", "peak_memory_bytes",
 )  # fmt: skip
 
+PREDICTED = ("predicted_seconds", "predicted_memory_bytes")  # None where nothing was measured before the run
+
 
 def record(run: RunDir) -> dict[str, Any]:
     """What is known of a run now. Losses in nats a token, ``None`` until it is done."""
@@ -38,6 +40,7 @@ def record(run: RunDir) -> dict[str, Any]:
         "error": result.get("error") or run.error(),
     }
     row |= {key: result.get(key) for key in REACHED}
+    row |= {key: promise.get("predicted", {}).get(key) for key in PREDICTED}
     if not result and (rows := run.metrics()):
         last = rows[-1]
         row |= {"steps": last["step"], "tokens": last["tokens"], "flops_consumed": last["flops"]}

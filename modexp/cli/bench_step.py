@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,6 @@ from modexp.errors import UserError
 from modexp.wording import size_text
 
 if TYPE_CHECKING:
-    from modexp.config.root import Config
     from modexp.train.bench import Subject
 
 # an arm of no sweep file
@@ -26,8 +24,12 @@ def main(words: list[str]) -> int:
         "Time training steps, each arm beside its dense twin: the step, the forward pass alone, peak memory, MFU and"
         " efficiency. The JSON is what modexp plan --bench FILE predicts from.",
     )
-    p.add_argument("--arms", metavar="KIND,...", help=f"kinds of models, without a sweep file (default: {DEFAULT_ARMS})")
-    p.add_argument("--sizes", metavar="SIZE,...", help="60k,220k; default: size=, or smallest, middle, largest of a sweep")
+    p.add_argument(
+        "--arms", metavar="KIND,...", help=f"kinds of models, without a sweep file (default: {DEFAULT_ARMS})"
+    )
+    p.add_argument(
+        "--sizes", metavar="SIZE,...", help="60k,220k; default: size=, or smallest, middle, largest of a sweep"
+    )
     p.add_argument("--repeats", type=int, default=7, metavar="N", help="turns of each model (default: 7)")
     p.add_argument("--csv", metavar="FILE", help="write one row a model")
     p.add_argument("--profile", metavar="FILE", help="write a trace of a few steps of each, for ui.perfetto.dev")
@@ -80,13 +82,10 @@ def subjects_of(words: list[str], arms: str | None, sizes: str | None) -> list[S
         raise UserError(f"--arms {arms} and model={named[0]} both name arms", "leave one of them out")
     rest = [o for o in overrides if not o.startswith("model=")]
     kinds = named or (arms or DEFAULT_ARMS).split(",")
+    at_sizes = [[f"size={size}"] for size in sizes.split(",")] if sizes else [[]]
     configs = {
-        kind: [
-            resolve_shape(configuration([*rest, f"model={kind}", *size]))
-            for size in ([f"size={s}"] for s in sizes.split(",")) if sizes
-        ] if sizes else [resolve_shape(configuration([*rest, f"model={kind}"]))]
-        for kind in kinds
-    }  # fmt: skip
+        kind: [resolve_shape(configuration([*rest, f"model={kind}", *size])) for size in at_sizes] for kind in kinds
+    }
     # one batch a size for all arms, or their times would not compare
     batches = [plan_run(config).batch_size for config in configs[kinds[0]]]
     return [
@@ -100,18 +99,17 @@ def of_sweep(name: str, overrides: list[str], sizes: str | None) -> list[Subject
     """Of each arm of a sweep file the smallest, the middle and the largest run that it plans, or ``sizes``."""
     from modexp.cli.compose import arms_of, load_sweep
     from modexp.plan.grid import plan_study
-
     from modexp.train.bench import Subject
 
-    study, sweep = load_sweep(name, [], overrides)
     found: list[Subject] = []
-    for size in [f"size={s}" for s in sizes.split(",")] if sizes else [""]:
-        at_size = replace(sweep, overrides=[*sweep.overrides, *filter(None, [size])])
-        runs = plan_study(arms_of(study, at_size), sweep.budgets[:1] if size else sweep.budgets, [sweep.seeds[0]], sweep.grid).runs
+    for size in [[f"size={size}"] for size in sizes.split(",")] if sizes else [[]]:
+        study, sweep = load_sweep(name, [], [*overrides, *size])
+        budgets = sweep.budgets[:1] if size else sweep.budgets
+        runs = plan_study(arms_of(study, sweep), budgets, sweep.seeds[:1], sweep.grid).runs
         for arm in sweep.arms:
-            mine = sorted((r for r in runs if r.plan.arm == arm), key=lambda r: r.plan.flops_per_token)
-            chosen = {0: None, len(mine) // 2: None, len(mine) - 1: None} if mine else {}
-            found += [Subject(arm, mine[i].config, mine[i].plan.batch_size) for i in chosen]
+            mine = sorted((run for run in runs if run.plan.arm == arm), key=lambda run: run.plan.flops_per_token)
+            places = sorted({0, len(mine) // 2, len(mine) - 1}) if mine else []
+            found += [Subject(arm, mine[i].config, mine[i].plan.batch_size) for i in places]
     if not found:
         raise UserError(f"the sweep {name} plans no run", "raise its budgets")
     return found
@@ -121,7 +119,8 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     from modexp.files import write_text
 
     flat = [
-        {f"{k}.{inner}" if isinstance(v, dict) else k: x for k, v in row.items() for inner, x in items(v)} for row in rows
+        {f"{key}.{inner}" if inner else key: cell for key, value in row.items() for inner, cell in items(value)}
+        for row in rows
     ]
     columns = list(dict.fromkeys(key for row in flat for key in row))
     text = io.StringIO()

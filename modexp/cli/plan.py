@@ -43,7 +43,9 @@ def main(words: list[str]) -> int:
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"{flag} {value:g} is not positive")
         if value is not None and speed is None:
-            raise UserError(f"{flag} {value:g} needs a device", "name one with --gpu h100, or measure one: --bench FILE")
+            raise UserError(
+                f"{flag} {value:g} needs a device", "name one with --gpu h100, or measure one: --bench FILE"
+            )
     if not 0 < args.noise < 1:
         raise UserError(f"--noise {args.noise:g} is not a share in (0, 1)", "1 % is --noise 0.01")
 

@@ -200,5 +200,7 @@ def factor_for(hours: float, seconds_of: Callable[[float], float]) -> float:
             guess = 4 * low if math.isinf(high) else high / 4 if low == 0 else math.sqrt(low * high)
         factor = guess
     if not best:
-        raise UserError(f"no study of this design takes as little as --hours {hours:g}", "ask for more, or plan fewer runs")
+        raise UserError(
+            f"no study of this design takes as little as --hours {hours:g}", "ask for more, or plan fewer runs"
+        )
     return best

@@ -1,4 +1,4 @@
-"""What a planned study can know before it is run: simulated studies of exactly its runs, fitted as the real one will be.
+"""What a planned study can know before it is run: simulated studies of its runs, fitted as the real one will be.
 
 Losses follow L = E + A / N^alpha + B / D^beta with published constants, N all parameters and D tokens of each run,
 times 1 + noise. The law is that of dense models; arms that route follow it too, for want of a better one.

@@ -38,7 +38,9 @@ def training_bytes_per_token(model: ModelConfig, data: DataConfig, precision: st
 def peak_bytes(model: ModelConfig, data: DataConfig, micro: int, precision: str) -> float:
     """Most that a run holds beside its libraries: in a step, an evaluation or while it writes a checkpoint."""
     books = ledger(model, data)
-    step = STATE[precision] * books.params_total + micro * data.sequence_length * training_bytes_per_token(model, data, precision)
+    step = STATE[precision] * books.params_total + micro * data.sequence_length * training_bytes_per_token(
+        model, data, precision
+    )
     sequences = max(1, EVAL_TOKENS // data.sequence_length)
     logits = sequences * data.sequence_length * data.vocab_size * KEPT[precision][-1]
     evaluation = 12 * books.params_total + logits  # no gradients, nothing kept of the blocks

@@ -1,4 +1,4 @@
-"""What a study will take on this machine: a few micro-batches of a few of its runs, and the rest by the model of cost."""
+"""What a study will take on this machine: a few passes of a few of its runs, and the rest by the model of cost."""
 
 from __future__ import annotations
 

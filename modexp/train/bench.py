@@ -107,7 +107,7 @@ def timed(call: Callable[[], object], times: int, device: torch.device) -> float
 def interleaved(
     calls: dict[Key, Callable[[], object]], repeats: int, device: torch.device, sample: float = SAMPLE
 ) -> dict[Key, list[float]]:
-    """Seconds a call, ``repeats`` samples of each, taken in turns after a warm-up that also sets the samples' length."""
+    """Seconds a call, ``repeats`` samples of each, in turns, after a warm-up that also sets the length of a sample."""
     for call in calls.values():
         call()
     times = {key: max(1, round(sample / timed(call, 1, device))) for key, call in calls.items()}
@@ -215,9 +215,7 @@ def speeds(bench: Bench, found: dict[str, list[float]], limit: float) -> dict[st
     if "evaluate" in found:
         model = bench.subject.config.model
         passes = model.can_be_causal + model.sees_future
-        row["eval_flops_per_second"] = (
-            passes * bench.eval_sequences * flops["forward"] / median(found["evaluate"])
-        )
+        row["eval_flops_per_second"] = passes * bench.eval_sequences * flops["forward"] / median(found["evaluate"])
     return row
 
 

@@ -24,7 +24,7 @@ TINY = Config(model=BaselineConfig(n_layers=2, d_model=16, n_heads=1))
 def probe(config: Config, batch: int, micro: int, precision: str) -> dict[str, float]:
     """Train ``config`` on ``batch`` sequences, ``micro`` a pass, in a process of its own.
 
-    ``start_seconds``: until a tiny model had trained; ``base_bytes`` held by then, of libraries; ``peak_bytes`` at most.
+    ``start_seconds``: until a tiny model had trained; ``base_bytes`` held by then; ``peak_bytes`` at most.
     RunFailed if it dies, of memory say.
     """
     request: dict[str, Any] = {"config": to_tree(config), "batch": batch, "micro": micro, "precision": precision}

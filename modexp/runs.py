@@ -129,8 +129,12 @@ def identity(config: Config) -> str:
     return digest(scientific(config))
 
 
-def create(run: RunDir, config: Config, plan: RunPlan, data: dict[str, Any]) -> None:
-    """Write what is planned, or accept the same plan already there; refuse a directory that holds another."""
+def create(
+    run: RunDir, config: Config, plan: RunPlan, data: dict[str, Any], predicted: dict[str, Any] | None = None
+) -> None:
+    """Write what is planned, or accept the same plan already there; refuse a directory that holds another.
+
+    ``predicted``: seconds and bytes it will take (modexp.plan.cost), kept beside the plan to be compared with."""
     if run.plan_path.exists():
         old, new = scientific(run.config()), scientific(config)
         difference = first_difference(old, new)
@@ -156,6 +160,7 @@ def create(run: RunDir, config: Config, plan: RunPlan, data: dict[str, Any]) -> 
             "data": data,
             "model": asdict(config.model),  # what the records need of config.yaml, which is slow to read
             "ledger": books.to_json(),
+            "predicted": predicted or {},
         },
     )
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import scipy.special
 
 from modexp.analysis.curve import CurveFit, Noise
+from modexp.analysis.parabola import Parabola
 from modexp.wording import budget_text
 
 SHORT_LEVER = 2.0  # ratio of the largest over the smallest budget below which an exponent is mostly noise
@@ -63,15 +65,27 @@ def refused(arm: str, budgets: tuple[float, ...], reason: str) -> ExponentFit:
     return ExponentFit(arm, budgets, None, None, None, None, reason, ())
 
 
-def fit_exponent(arm: str, curves: Sequence[CurveFit], noise: Noise) -> ExponentFit:
+class Vertex(NamedTuple):
+    """The optimum of one budget; ``flops`` is what its runs consumed."""
+
+    budget: float
+    flops: float
+    parabola: Parabola
+
+
+def vertices(curves: Sequence[CurveFit]) -> list[Vertex]:
+    """Of the curves whose optimum stands."""
+    return [Vertex(c.budget, c.flops, c.parabola) for c in curves if c.optimum and c.parabola]
+
+
+def fit_exponent(arm: str, fitted: Sequence[Vertex], noise: Noise) -> ExponentFit:
     """Weighted line of ln(optimum) in ln C; with two budgets, the line through both."""
-    fitted = [(c, c.parabola) for c in curves if c.optimum and c.parabola]
-    budgets = tuple(c.budget for c, _ in fitted)
+    budgets = tuple(vertex.budget for vertex in fitted)
     if len(fitted) < 2:
         return refused(arm, budgets, f"an exponent needs 2 budgets with an optimum, got {len(fitted)}")
-    log_c = [math.log(c.flops) for c, _ in fitted]
-    log_x = [math.log(p.vertex) for _, p in fitted]
-    weights = [1 / p.vertex_variance for _, p in fitted]  # the noise level cancels in the line
+    log_c = [math.log(v.flops) for v in fitted]
+    log_x = [math.log(v.parabola.vertex) for v in fitted]
+    weights = [1 / v.parabola.vertex_variance for v in fitted]  # the noise level cancels in the line
     total = sum(weights)
     mean_c = sum(w * c for w, c in zip(weights, log_c, strict=True)) / total
     mean_x = sum(w * x for w, x in zip(weights, log_x, strict=True)) / total
@@ -112,7 +126,7 @@ def leave_one_out(arm: str, curves: Sequence[CurveFit], noise: Noise) -> list[Le
     for curve in fitted if len(fitted) >= 3 else []:
         assert curve.optimum is not None, f"Got {curve}"
         assert curve.parabola is not None, f"Got {curve}"
-        others = fit_exponent(arm, [c for c in fitted if c is not curve], noise)
+        others = fit_exponent(arm, vertices([c for c in fitted if c is not curve]), noise)
         predicted = within = None
         if others.exponent is not None:
             predicted = others.optimum(curve.flops)

@@ -11,7 +11,7 @@ from typing import Any
 
 from modexp.analysis.compare import Difference, vertex_differences
 from modexp.analysis.curve import MIN_SIZES, CurveFit, Noise, Optimum, fit_curve, parabola_of, pooled_noise
-from modexp.analysis.exponent import ExponentFit, LeftOut, fit_exponent, leave_one_out
+from modexp.analysis.exponent import ExponentFit, LeftOut, fit_exponent, leave_one_out, vertices
 from modexp.analysis.interpolate import nearest_to_minimum
 from modexp.analysis.points import RULE, DroppedRun, Point, Record, arms_of, baseline_of, select
 from modexp.analysis.reread import at_equal_flops
@@ -110,7 +110,7 @@ def fit_study(
         dof=noise.dof,
         baseline=reference,
         curves=curves,
-        exponents=tuple(fit_exponent(arm, of_arm[arm], noise) for arm in arms),
+        exponents=tuple(fit_exponent(arm, vertices(of_arm[arm]), noise) for arm in arms),
         left_out=tuple(row for arm in arms for row in leave_one_out(arm, of_arm[arm], noise)),
         comparisons=tuple(vertex_differences(curves, reference, noise)),
         dropped=tuple(dropped),

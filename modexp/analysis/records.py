@@ -14,7 +14,12 @@ PLANNED = (
     "flops_per_token", "relative_flops", "batch_size", "lr", "tokens_per_param", "epochs", "routed", "convention",
 )  # fmt: skip
 MODEL = ("kind", "capacity", "every", "layers", "causal")  # None where a kind of model has no such thing
-REACHED = ("loss", "loss_topk", "bits_per_byte", "train_loss", "flops_per_token_causal", "train_seconds")
+REACHED = (
+    "loss", "loss_topk", "bits_per_byte", "train_loss", "flops_per_token_causal", "train_seconds",
+    "eval_seconds", "wall_seconds", "peak_memory_bytes",
+)  # fmt: skip
+
+PREDICTED = ("predicted_seconds", "predicted_memory_bytes")  # None where nothing was measured before the run
 
 
 def record(run: RunDir) -> dict[str, Any]:
@@ -38,6 +43,7 @@ def record(run: RunDir) -> dict[str, Any]:
     row |= {key: result.get(key) for key in REACHED}
     if result.get("train_seconds") and row["tokens"]:
         row["seconds_per_token"] = result["train_seconds"] / row["tokens"]
+    row |= {key: promise.get("predicted", {}).get(key) for key in PREDICTED}
     if not result and (rows := run.metrics()):
         last = rows[-1]
         row |= {"steps": last["step"], "tokens": last["tokens"], "flops_consumed": last["flops"]}

@@ -18,7 +18,7 @@ COMMANDS = {
     "plot": "the paper's figures of a study, finished or not: modexp plot isoflop",
     "eval": "held-out loss of a run, causal and top-k, layer by layer: modexp eval runs/STUDY/RUN",
     "generate": "text from a run: modexp generate runs/STUDY/RUN --prompt 'def '",
-    "bench": "speeds on this machine: modexp bench decode",
+    "bench": "speeds on this machine: modexp bench step, modexp bench decode",
 }
 
 HELP = """usage: modexp COMMAND [flags] [key=value ...]

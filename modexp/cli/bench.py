@@ -8,8 +8,9 @@ from typing import Any
 from modexp.cli.common import add_json, note, parser, print_json, print_table, split_words
 from modexp.errors import UserError
 
-USAGE = """usage: modexp bench decode [flags] [key=value ...]
+USAGE = """usage: modexp bench step|decode [flags] [key=value ...]
 
+  step    a training step: milliseconds, FLOP/s, memory, and how much of the saved FLOPs is saved time
   decode  tokens a second, time to the first token and cache of a routed model beside its dense twin
 """
 
@@ -18,8 +19,12 @@ def main(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if words else 2
+    if words[0] == "step":
+        from modexp.cli.bench_step import main as step
+
+        return step(words[1:])
     if words[0] != "decode":
-        raise UserError(f"modexp bench {words[0]} is not a benchmark", "choose one of: decode")
+        raise UserError(f"modexp bench {words[0]} is not a benchmark", "choose one of: step, decode")
     return decode(words[1:])
 
 

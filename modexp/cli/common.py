@@ -127,5 +127,5 @@ def print_table(
         note(f"the terminal is too narrow for: {', '.join(c for c in columns if c not in shown)}; --json shows all")
     table = table_of(shown)
     if not console.is_terminal:
-        console = Console(highlight=False, width=max(80, width_of(table)))
+        console = Console(highlight=False, width=4096)  # wider than any table: each has its natural width
     console.print(table)

@@ -75,4 +75,14 @@ def print_status(rows: list[dict[str, Any]]) -> None:
     note(
         ", ".join(f"{n} {status}" for status, n in counts.items())
         + f"; {spent:.3g} of {planned:.3g} FLOPs consumed ({spent / planned:.0%})"
+        + left_of(rows)
     )
+
+
+def left_of(rows: list[dict[str, Any]]) -> str:
+    """Device time that the unfinished runs will take, as it was predicted before they began; empty if unknown."""
+    from modexp.train.progress import duration
+
+    unfinished = [row for row in rows if row["status"] not in ("done", "diverged") and row["predicted_seconds"]]
+    seconds = sum(row["predicted_seconds"] * (1 - row["flops_consumed"] / row["flops_planned"]) for row in unfinished)
+    return f"; about {duration(seconds)} of one device left" if unfinished else ""

@@ -89,10 +89,8 @@ def set_up(study: Study, runs: Sequence[PlannedRun], yes: bool) -> tuple[Study, 
         device = choose_device(first.trainer.device)
         widths = [run.plan.d_model for run in runs]
         study = replace(study, precision=choose_precision(first.trainer.precision, device, widths))
-    if left:
-        check_time(left, study.precision, yes)
-
     check_writable(study.path)
+    costs = check_time(study, left, yes) if left else {}
     most = max(run.plan.sequences for run in runs)
     corpus = prepare(first.data, *needed_tokens(most, first), report=note)
     known = study.data.get("content_hash", corpus.manifest["content_hash"])
@@ -114,32 +112,41 @@ def set_up(study: Study, runs: Sequence[PlannedRun], yes: bool) -> tuple[Study, 
         )
         planned = replace(planned, config=config, plan=plan_run(config, planned.plan.arm))  # now its epochs are known
         run = RunDir(study.path / planned.plan.name)
-        create(run, config, planned.plan, corpus.manifest)
+        create(run, config, planned.plan, corpus.manifest, costs.get(run.name))
         directories.append((run, planned))
     if tokens != first.data.num_tokens:
         warn_of_epochs([planned.plan for _, planned in directories])
     return study, directories
 
 
-def check_time(left: Sequence[PlannedRun], precision: str, yes: bool) -> None:
-    """Say what the study will take on this machine; more than a day needs ``--yes``."""
-    from modexp.sweep.estimate import flops_per_second, run_flops
+def check_time(study: Study, left: Sequence[PlannedRun], yes: bool) -> dict[str, dict[str, Any]]:
+    """Say what the study will take on this machine; more than a day needs ``--yes``. What each run will take, by name.
+
+    The measurement is kept beside the study: modexp plan --bench reads it.
+    """
+    from modexp.files import write_json
+    from modexp.plan.cost import from_measurement, predict
+    from modexp.sweep.estimate import measured_here
     from modexp.sweep.local import slots_of
     from modexp.train.progress import duration
 
     config = left[0].config
     slots = len(slots_of(config.launcher.slots, config.trainer.threads, config.trainer.device))
-    rate = flops_per_second(left, precision)
-    seconds = sum(run_flops(run.plan, run.config) for run in left) / rate / slots
-    note(
-        f"{len(left)} runs will take about {duration(seconds)} here: {rate:.2g} FLOP/s measured in {precision},"
-        f" {slots} at a time"
-    )
+    found = measured_here(left, study.precision)
+    speed = from_measurement(found)
+    costs = {run.plan.name: predict(run.plan, run.config, speed) for run in left}
+    times = [cost.seconds for cost in costs.values()]
+    seconds = max(sum(times) / slots, max(times))
+    note(f"{len(left)} runs will take about {duration(seconds)} here, {slots} at a time: {speed.source}")
+    if found["busy"]:
+        note(f"warning: {found['busy']}")
     if seconds > DAY and not yes:
         raise UserError(
             f"the study would take {duration(seconds)} on this machine, more than a day",
             "choose a smaller --budget, or start it all the same with --yes",
         )
+    write_json(study.path / "bench.json", found)
+    return {name: cost.to_json() for name, cost in costs.items()}
 
 
 def execute(runs: Sequence[RunDir], config: Any) -> list[RunDir]:

@@ -121,10 +121,10 @@ def with_text(config: Any, sequences: int) -> tuple[Any, dict[str, Any]]:
     return replace(config, data=replace(config.data, num_tokens=known)), corpus.manifest
 
 
-def start(run: Any) -> dict[str, Any]:
+def start(run: Any, began: float | None = None) -> dict[str, Any]:
     from modexp.train.loop import train
 
-    return {"run": run, **train(run.path)}
+    return {"run": run, **train(run.path, began)}
 
 
 def train_planned(words: list[str]) -> int:
@@ -138,7 +138,9 @@ def train_planned(words: list[str]) -> int:
     run = RunDir(args.run)
     if not run.plan_path.exists():
         raise UserError(f"{run.path} holds no plan.json", "name a run directory: runs/STUDY/RUN")
-    report(start(run))
+    from modexp.train.hardware import process_began
+
+    report(start(run, process_began()))  # a process that trains one run: its start belongs to the run's time
     return 0
 
 

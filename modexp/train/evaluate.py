@@ -13,9 +13,8 @@ from modexp.config.model import ModelConfig
 from modexp.config.routing import LayersConfig
 from modexp.models.loss import language_loss
 from modexp.models.transformer import Output, Transformer
+from modexp.plan.memory import EVAL_TOKENS
 from modexp.train.hardware import autocast
-
-EVAL_TOKENS = 8192  # tokens a forward pass, about
 
 
 class RoutingCounts(NamedTuple):

@@ -42,9 +42,9 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def matmul_limit(device: torch.device, precision: str) -> float:
-    """FLOP/s of a large square matmul on this device, the best of a few: what MFU is measured against."""
-    n = 4096 if device.type == "cuda" else 512
+def matmul_limit(device: torch.device, precision: str, n: int | None = None) -> float:
+    """FLOP/s of a square matmul, n x n, on this device, the best of a few: what MFU is measured against."""
+    n = n or (4096 if device.type == "cuda" else 512)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.ones(n, n, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
@@ -64,6 +64,36 @@ def memory_free(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return round(total * min(1.0, torch.get_num_threads() / (os.cpu_count() or 1)))
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that this process has held: of a GPU what tensors took, else what was resident, libraries included."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resident("VmHWM")
+
+
+def resident(key: str) -> int:
+    """Bytes of this process in memory, now (``VmRSS``) or at most (``VmHWM``); where there is no /proc, at most."""
+    try:
+        with open("/proc/self/status") as file:
+            return next(1024 * int(line.split()[1]) for line in file if line.startswith(key))
+    except (FileNotFoundError, StopIteration):
+        import resource
+
+        largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return largest if platform.system() == "Darwin" else 1024 * largest
+
+
+def process_began() -> float:
+    """When this process started, in seconds as time.time() counts them; where there is no /proc, now."""
+    try:
+        with open("/proc/self/stat") as file, open("/proc/uptime") as uptime:
+            ticks = int(file.read().rpartition(")")[2].split()[19])  # field 22, starttime: proc(5)
+            age = float(uptime.read().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
+        return time.time() - age
+    except (FileNotFoundError, ValueError, IndexError):
+        return time.time()
 
 
 def describe(device: torch.device) -> str:

@@ -18,19 +18,16 @@ from modexp.config.root import Config
 from modexp.data.corpus import Corpus, open_corpus
 from modexp.errors import Interrupted, ModexpError, RunFailed
 from modexp.files import write_json, write_text
-from modexp.models.build import build
-from modexp.models.loss import training_loss
-from modexp.models.transformer import Transformer
+from modexp.plan.memory import micro_batch
 from modexp.runs import RunDir
 from modexp.train import checkpoint
 from modexp.train.evaluate import evaluate
-from modexp.train.hardware import autocast, choose_device, describe, matmul_limit, memory_free, wait
-from modexp.train.memory import micro_batch
-from modexp.train.optimizer import clip_gradients, make_optimizer
+from modexp.train.hardware import choose_device, describe, matmul_limit, memory_free, peak_memory, wait
 from modexp.train.outcome import Consumed, outcome, run_info
 from modexp.train.progress import Progress
 from modexp.train.schedule import lr_at
 from modexp.train.signals import Stop
+from modexp.train.step import Stepper
 from modexp.train.trackers import Tracker, start
 
 
@@ -43,10 +40,11 @@ class State(Consumed):
     micro: int = 0  # sequences a pass: another split of the batch would round its gradient otherwise
 
 
-def train(directory: Path) -> dict[str, Any]:
+def train(directory: Path, began: float | None = None) -> dict[str, Any]:
     """Train the run planned in ``directory`` to its end and return its result; a finished run is only read.
 
-    A run that was stopped goes on from its last checkpoint and ends with the same bits. Raises
+    ``began`` is when the work for it did, in seconds as time.time() counts them: by default, now. A run
+    that was stopped goes on from its last checkpoint and ends with the same bits. Raises
     :class:`~modexp.errors.ModexpError` with a sentence, which error.txt keeps.
     """
     run = RunDir(directory)
@@ -57,7 +55,7 @@ def train(directory: Path) -> dict[str, Any]:
         run.error_path.unlink(missing_ok=True)
         try:
             with Stop() as stop:
-                return Training(run, stop).to_the_end()
+                return Training(run, stop, began).to_the_end()
         except Interrupted:
             raise
         except KeyboardInterrupt:
@@ -74,8 +72,9 @@ def train(directory: Path) -> dict[str, Any]:
 
 
 class Training:
-    def __init__(self, run: RunDir, stop: Stop) -> None:
+    def __init__(self, run: RunDir, stop: Stop, began: float | None = None) -> None:
         self.run, self.stop = run, stop
+        self.began = began or time.time()
         self.config: Config = run.config()
         self.promise = run.plan()
         self.plan: dict[str, Any] = self.promise["plan"]
@@ -90,10 +89,10 @@ class Training:
         self.held_out = torch.from_numpy(self.corpus.validation(trainer.eval_sequences))
         if len(self.held_out) < trainer.eval_sequences:
             say(f"the held-out text holds {len(self.held_out)} of the {trainer.eval_sequences} sequences asked for")
-        self.model: Transformer = build(self.config.model, self.config.data, self.config.seed).to(self.device)
-        self.optimizer = make_optimizer(self.model, self.config.optim)
+        self.stepper = Stepper(self.config, self.device, self.precision)
+        self.model, self.optimizer = self.stepper.model, self.stepper.optimizer
         self.state = self.resume()
-        self.forward: Any = torch.compile(self.model) if trainer.compile else self.model
+        self.seconds_before = self.state.wall_seconds  # of the attempts before this one
         self.state.micro = trainer.micro_batch or self.state.micro or self.fitting_micro_batch()
         self.loss_sum = torch.tensor(self.state.loss_sum, device=self.device)
         self.limit = matmul_limit(self.device, self.precision)
@@ -113,7 +112,7 @@ class Training:
             checkpoint.load_weights(self.model, tensors, path)
             checkpoint.restore_optimizer(self.model, self.optimizer, moments)
             self.run.cut_metrics(stored["step"])
-            return State(**{key: stored[key] for key in State.__dataclass_fields__})
+            return State(**{key: stored[key] for key in State.__dataclass_fields__ if key in stored})
         self.run.cut_metrics(0)
         return State()
 
@@ -130,6 +129,7 @@ class Training:
                 raise Interrupted(f"{self.run.path} was stopped before a step", "the same command starts it")
             with Progress(self.run.name, self.plan["steps"]) as progress:
                 reason = self.steps(tracker, progress)
+            self.account()
             consumed = Consumed(**{f.name: getattr(self.state, f.name) for f in fields(Consumed)})
             summary = outcome(self.run, self.config, self.promise, consumed, reason, describe(self.device))
             summary["held_out_sequences"] = len(self.held_out)
@@ -187,19 +187,9 @@ class Training:
         batch_size = plan["last_batch_size"] if last else plan["batch_size"]
         batch = self.batch(state.sequences, state.sequences + batch_size)
         torch.manual_seed(self.config.seed * 2**31 + state.step)  # noise is a function of the step, not of history
-        for chunk in batch.split(state.micro):
-            with autocast(self.device, self.precision):
-                output = self.forward(chunk[:, :-1])
-            total, loss = training_loss(output, chunk[:, 1:])
-            weight = len(chunk) / batch_size
-            (total * weight).backward()
-            self.loss_sum += loss.detach() * weight
-        norm = clip_gradients(self.model, self.config.optim.grad_clip)
         lr = lr_at(state.step, plan["steps"], plan["warmup_steps"], plan["lr"], self.config.schedule.final_lr)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        loss, norm = self.stepper.step(batch, state.micro, lr)
+        self.loss_sum += loss
         state.step += 1
         state.sequences += batch_size
         state.loss_steps += 1
@@ -248,7 +238,13 @@ class Training:
         self.state.eval_seconds += time.perf_counter() - begin
         return row
 
+    def account(self) -> None:
+        """Bring up to date what this run has taken."""
+        self.state.wall_seconds = self.seconds_before + time.time() - self.began
+        self.state.peak_memory_bytes = max(self.state.peak_memory_bytes, peak_memory(self.device))
+
     def save(self) -> None:
+        self.account()
         self.state.loss_sum = self.loss_sum.item()
         checkpoint.save(
             self.run.checkpoints,

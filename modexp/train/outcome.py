@@ -22,6 +22,8 @@ class Consumed:
     sequences: int = 0
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
+    wall_seconds: float = 0.0  # from the start of the process, of every attempt up to its last checkpoint
+    peak_memory_bytes: int = 0
 
 
 def outcome(
@@ -46,6 +48,8 @@ def outcome(
         "validation": {k.removeprefix("val/"): v for k, v in last.items() if k.startswith("val/")},
         "train_seconds": consumed.train_seconds,
         "eval_seconds": consumed.eval_seconds,
+        "wall_seconds": consumed.wall_seconds,
+        "peak_memory_bytes": consumed.peak_memory_bytes,
         "precision": promise["precision"],
         "provenance": provenance(device),
     }

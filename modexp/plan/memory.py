@@ -1,0 +1,56 @@
+"""Bytes that training takes, by shape, precision and micro-batch; and how many sequences a pass therefore holds."""
+
+from __future__ import annotations
+
+from modexp.config.data import DataConfig
+from modexp.config.model import ModelConfig
+from modexp.kinds import ledger
+
+SHARE = 0.5  # of the free memory that a plan relies on: allocators fragment, other processes come
+LARGEST_TOKENS = 65_536  # of a micro-batch: beyond it nothing gets faster
+EVAL_TOKENS = 8192  # tokens a forward pass of an evaluation, about
+
+STATE = {"fp32": 16, "bf16": 18}  # bytes a parameter: weight, gradient, Adam's two moments; the weight cast to bf16
+STORING = 20  # while a checkpoint is written: no gradients, but a copy of the moments
+
+# Bytes that the backward pass keeps, by precision, of
+# - a width of the residual stream in a block: norms' inputs and outputs, q, k, v before and after RoPE, the attention's
+#   output, two residuals; in bf16 their casts too
+# - a hidden unit of the MLP: before and after the activation
+# - a width in a routed block, of the tokens that pass by
+# - a logit: itself, its float copy, its softmax, its gradient
+# Fitted to the resident high water of a step on CPU (docs/cost.md), which holds what an allocator keeps besides.
+KEPT = {"fp32": (78.0, 8.0, 8.0, 16.0), "bf16": (57.0, 4.0, 9.0, 14.5)}
+
+
+def training_bytes_per_token(model: ModelConfig, data: DataConfig, precision: str = "fp32") -> float:
+    """Bytes that the backward pass keeps a token; a block weighs by the share of tokens that it takes."""
+    of_width, of_hidden, of_routed, of_logit = KEPT[precision]
+    _, d, _ = model.shape
+    T = data.sequence_length
+    terms = ledger(model, data).terms
+    blocks = sum(t.count * t.forward for t in terms if t.name == "attention.qkv") / (6 * T * d * d)
+    inner = sum(t.count * t.forward for t in terms if t.name.endswith((".in", ".up", ".gate"))) / (2 * T * d)
+    routed = len(model.routed_layers())
+    return of_width * blocks * d + of_hidden * inner + of_routed * routed * d + of_logit * data.vocab_size
+
+
+def peak_bytes(model: ModelConfig, data: DataConfig, micro: int, precision: str) -> float:
+    """Most that a run holds beside its libraries: in a step, an evaluation or while it writes a checkpoint."""
+    books = ledger(model, data)
+    step = STATE[precision] * books.params_total + micro * data.sequence_length * training_bytes_per_token(
+        model, data, precision
+    )
+    sequences = max(1, EVAL_TOKENS // data.sequence_length)
+    logits = sequences * data.sequence_length * data.vocab_size * KEPT[precision][-1]
+    evaluation = 12 * books.params_total + logits  # no gradients, nothing kept of the blocks
+    return max(step, evaluation, STORING * books.params_total)
+
+
+def micro_batch(
+    model: ModelConfig, data: DataConfig, batch: int, params: int, free_bytes: float, precision: str = "fp32"
+) -> int:
+    """Sequences a pass: as many as memory allows beside weights, gradients and Adam's moments."""
+    available = SHARE * free_bytes - STATE[precision] * params
+    tokens = min(LARGEST_TOKENS, available / training_bytes_per_token(model, data, precision))
+    return max(1, min(batch, int(tokens / data.sequence_length)))

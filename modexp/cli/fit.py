@@ -91,5 +91,18 @@ def print_fit(rows: Sequence[dict[str, Any]], axis: str = "params_total") -> Non
         print(comparison.sentence)
     for dropped in fit.dropped:
         note(f"left out: {dropped.run}: {dropped.reason}")
+    print_guards(rows, axis)
     if fit.noise_sd is not None:
         note(f"noise {fit.noise_sd:.4f} nats a run, pooled over all curves ({fit.dof} degrees of freedom). {fit.rule}")
+
+
+def print_guards(rows: Sequence[dict[str, Any]], axis: str) -> None:
+    """What the guard runs of a study say, curve by curve."""
+    from modexp.analysis.guard import guard_study
+    from modexp.analysis.points import is_guard
+
+    guards = sum(is_guard(row) for row in rows)
+    if guards:
+        for verdict in guard_study(rows, axis):
+            print(f"guard: {verdict.sentence}")
+        note(f"{guards} guard runs at half and twice the learning rate are no points of the fit")

@@ -29,15 +29,17 @@ def main(words: list[str]) -> int:
     args = p.parse_intermixed_args(words)
 
     from modexp.cli.compose import arms_of, budgets_of, load_sweep
-    from modexp.plan.grid import plan_study
+    from modexp.sweep.study import plan_of
 
     names, overrides = split_words(args.words)
     study, sweep = load_sweep(one_name(names, "isoflop"), budgets_of(args.budget), overrides)
-    plan = plan_study(arms_of(study, sweep), sweep.budgets, sweep.seeds, sweep.grid)
+    plan = plan_of(sweep, arms_of(study, sweep))
     if args.json:
         print_json(to_json(plan))
     else:
         print_plan(plan)
+        if sweep.adapt.enabled:
+            note("adapt=on: grids after the first budget's are centred anew by what the smaller ones find")
     if not plan.runs:
         raise UserError("the budgets buy no run", "raise --budget or choose smaller sizes")
     return 0

@@ -40,57 +40,48 @@ def main(words: list[str]) -> int:
     arms = arms_of(name, sweep)
     runs_dir = Path(arms[next(iter(arms))](sweep.budgets[0]).runs_dir)
     study = join(runs_dir / name, sweep, arms)
-    plan = plan_of(study, arms)
     if sweep.description:
         note(f"{name}: {sweep.description}")
+    if study.sweep.adapt.enabled:
+        from modexp.cli import adaptive
+
+        return adaptive.preview(study, arms) if args.dry_run else adaptive.run(study, arms, args.yes)
+    plan = plan_of(study.sweep, arms)
     print_plan(plan)
     if not plan.runs:
         raise UserError(f"the budgets of study {name} buy no run", "raise --budget or choose smaller sizes")
     if args.dry_run:
         return 0
 
-    study, directories = set_up(study, plan.runs, args.yes)
-    left = [run for run, _ in directories if run.result() is None]
-    if len(left) < len(directories):
-        note(f"{len(directories) - len(left)} of {len(directories)} runs are finished and skipped")
-    elsewhere = execute(left, directories[0][1].config) if left else []
+    study = set_up(study, plan.runs, unfinished(study, plan.runs), args.yes)
+    directories = write_runs(study, plan.runs)
+    tell_skipped(directories)
+    elsewhere = execute_left(directories)
     conclude(study)
-    ours = [run for run, _ in directories if run not in elsewhere]
-    failed = [run.name for run in ours if (run.result() or {}).get("status") is None]
-    diverged = [run.name for run in ours if (run.result() or {}).get("status") == "diverged"]
-    if failed:
-        raise RunFailed(
-            f"{len(failed)} of {len(directories)} runs failed: {', '.join(failed)}",
-            "modexp status tells why; the same command tries them again",
-        )
-    if diverged:
-        raise RunFailed(
-            f"{len(diverged)} of {len(directories)} runs diverged: {', '.join(diverged)}",
-            "their learning rate is too high: start a study of another name with a lower optim.lr",
-        )
+    complain_of(directories, elsewhere)
     return 0
 
 
-def set_up(study: Study, runs: Sequence[PlannedRun], yes: bool) -> tuple[Study, list[tuple[RunDir, PlannedRun]]]:
-    """Resolve precision and text once, say what it will take, and write every run's directory."""
-    from modexp.cli.plan import warn_of_epochs
+def unfinished(study: Study, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    return [run for run in runs if not (study.path / run.plan.name / "result.json").exists()]
+
+
+def set_up(study: Study, runs: Sequence[PlannedRun], expected: Sequence[PlannedRun], yes: bool) -> Study:
+    """Resolve precision and text once, for ``runs``; say what the ``expected`` ones will take; write study.yaml."""
     from modexp.data.corpus import prepare
     from modexp.files import check_writable
-    from modexp.plan.run import plan_run
-    from modexp.runs import RunDir, create
     from modexp.train.hardware import choose_device, choose_precision
     from modexp.train.loop import needed_tokens
 
     first = runs[0].config
     if any(run.config.data != first.data for run in runs):
         raise UserError("the arms of the study read different text", "set data in overrides, for every arm")
-    left = [run for run in runs if not (study.path / run.plan.name / "result.json").exists()]
     if study.precision == "auto":
         device = choose_device(first.trainer.device)
         widths = [run.plan.d_model for run in runs]
         study = replace(study, precision=choose_precision(first.trainer.precision, device, widths))
-    if left:
-        check_time(left, study.precision, yes)
+    if expected:
+        check_time(expected, study.precision, yes)
 
     check_writable(study.path)
     most = max(run.plan.sequences for run in runs)
@@ -103,22 +94,61 @@ def set_up(study: Study, runs: Sequence[PlannedRun], yes: bool) -> tuple[Study, 
         )
     study = replace(study, data=corpus.manifest)
     study.save()
-    tokens = corpus.manifest["train_tokens"] if corpus.manifest["exhausted"] else first.data.num_tokens
+    return study
+
+
+def write_runs(study: Study, runs: Sequence[PlannedRun]) -> list[tuple[RunDir, PlannedRun]]:
+    """Every run's directory, written where it is not there yet."""
+    from modexp.cli.plan import warn_of_epochs
+    from modexp.plan.run import plan_run
+    from modexp.runs import RunDir, create
+
+    data = runs[0].config.data
+    tokens = study.data["train_tokens"] if study.data["exhausted"] else data.num_tokens
     directories = []
     for planned in runs:
         config = replace(
             planned.config,
             name=planned.plan.name,
-            data=replace(first.data, num_tokens=tokens),
+            data=replace(data, num_tokens=tokens),
             trainer=replace(planned.config.trainer, precision=study.precision),
         )
         planned = replace(planned, config=config, plan=plan_run(config, planned.plan.arm))  # now its epochs are known
         run = RunDir(study.path / planned.plan.name)
-        create(run, config, planned.plan, corpus.manifest)
+        create(run, config, planned.plan, study.data)
         directories.append((run, planned))
-    if tokens != first.data.num_tokens:
+    if tokens != data.num_tokens:
         warn_of_epochs([planned.plan for _, planned in directories])
-    return study, directories
+    return directories
+
+
+def tell_skipped(directories: Sequence[tuple[RunDir, PlannedRun]]) -> None:
+    finished = sum(run.result() is not None for run, _ in directories)
+    if finished:
+        note(f"{finished} of {len(directories)} runs are finished and skipped")
+
+
+def execute_left(directories: Sequence[tuple[RunDir, PlannedRun]]) -> list[RunDir]:
+    """Run what is not finished; returns the runs that another process has."""
+    left = [run for run, _ in directories if run.result() is None]
+    return execute(left, directories[0][1].config) if left else []
+
+
+def complain_of(directories: Sequence[tuple[RunDir, PlannedRun]], elsewhere: Sequence[RunDir]) -> None:
+    """RunFailed where runs failed or diverged. A guard run may diverge: that is its answer."""
+    ours = [(run, planned) for run, planned in directories if run not in elsewhere]
+    failed = [run.name for run, _ in ours if (run.result() or {}).get("status") is None]
+    diverged = [r.name for r, p in ours if p.plan.lr_scale == 1 and (r.result() or {}).get("status") == "diverged"]
+    if failed:
+        raise RunFailed(
+            f"{len(failed)} of {len(directories)} runs failed: {', '.join(failed)}",
+            "modexp status tells why; the same command tries them again",
+        )
+    if diverged:
+        raise RunFailed(
+            f"{len(diverged)} of {len(directories)} runs diverged: {', '.join(diverged)}",
+            "their learning rate is too high: start a study of another name with a lower optim.lr",
+        )
 
 
 def check_time(left: Sequence[PlannedRun], precision: str, yes: bool) -> None:

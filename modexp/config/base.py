@@ -26,3 +26,9 @@ def require(ok: bool, key: str, value: object, rule: str, next_step: str = "") -
 
 def one_of(key: str, value: object, choices: tuple[str, ...]) -> None:
     require(value in choices, key, value, "is not a choice", f"choose one of: {', '.join(choices)}")
+
+
+def neutral(default: Any) -> Any:
+    """A scientific field that changes nothing at its default: only other values enter a run's identity, so that runs
+    and studies made before the field existed keep theirs."""
+    return field(default=default, metadata={"neutral": default})

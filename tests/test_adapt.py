@@ -1,4 +1,4 @@
-"""Adaptive studies, simulated from a known loss L = E + A/N^a + B/D^b: where sizes and seeds go, and that it repeats."""
+"""Adaptive studies, simulated from a law L = E + A/N^a + B/D^b: where sizes and seeds go, and that it repeats."""
 
 from __future__ import annotations
 
@@ -6,18 +6,13 @@ import itertools
 import json
 import math
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from modexp.analysis.isoflop import fit_study
-from modexp.analysis.records import records
-from modexp.cli.compose import load_sweep
 from modexp.config.data import HubData
 from modexp.config.model import BaselineConfig
 from modexp.config.root import Config
@@ -31,7 +26,6 @@ from modexp.plan.ladder import with_shape
 from modexp.sweep import decisions
 from modexp.sweep.adapt import next_round, replayed
 from modexp.sweep.decisions import Decision, plan_of_log
-from modexp.sweep.study import join
 
 DATA = HubData(path="x", tokenizer="t", vocab_size=32000, sequence_length=2048)
 ADAPT = AdaptConfig(enabled=True)
@@ -63,14 +57,16 @@ def law(noise: float, ratio: float = 20.0) -> Law:
 
 
 def record_of(run: PlannedRun, loss: float, status: str = "done") -> dict[str, Any]:
-    plan = run.plan
-    kept = ("arm", "budget", "seed", "flops_per_token", "params_total", "tokens", "routed", "lr_scale")
-    row = {key: getattr(plan, key) for key in kept}
-    return {**row, "run": plan.name, "status": status, "loss": loss, "flops_consumed": plan.flops, "steps_planned": plan.steps}  # fmt: skip # noqa: E501
+    plan = run.plan.to_json()
+    row = {**plan, "run": plan["name"], "status": status, "loss": loss}
+    return {**row, "flops_consumed": plan["flops"], "steps_planned": plan["steps"]}
 
 
-def simulate(sweep: SweepConfig, arms: Arms, loss: Law, log: list[Decision] | None = None) -> tuple[list[Decision], list[dict[str, Any]]]:  # fmt: skip # noqa: E501
-    """A whole study, from ``log`` to its stop."""
+Simulated = tuple[list[Decision], list[dict[str, Any]]]
+
+
+def simulate(sweep: SweepConfig, arms: Arms, loss: Law, log: list[Decision] | None = None) -> Simulated:
+    """A whole study, from ``log`` to its stop: the decisions and the records they rest on."""
     log = list(log or [])
     for _ in range(60):
         rows = [record_of(run, loss(run)) for run in plan_of_log(log, arms).runs]
@@ -228,85 +224,7 @@ def test_the_ladder_is_fine_in_flops_per_token(model: Any, vocab: int, T: int, m
     assert max(gaps) <= most
 
 
-# ---- on disk and on the command line -------------------------------------------------------------------------
-
-
-def test_the_log_is_written_whole_and_the_quicker_sweep_wins(tmp_path: Path) -> None:
-    one, two = next_round(sweep_of([6e18]), BOTH, [], []), next_round(sweep_of([2e19]), BOTH, [], [])
-    assert decisions.append(tmp_path, [], one) == one == decisions.read(tmp_path)
-    assert decisions.append(tmp_path, [], two) == one, "another process was first"
-    (tmp_path / decisions.FILE).write_text('{"round": 1')
-    with pytest.raises(UserError, match="damaged"):
-        decisions.read(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("words", "enabled", "interval"),
-    [(["adapt=on"], True, 0.005), (["adapt=true", "adapt.interval=0.01"], True, 0.01), ([], False, 0.005),
-     (["adapt.enabled=true"], True, 0.005), (["adapt=off"], False, 0.005)],
-)  # fmt: skip
-def test_adapt_is_typed(words: list[str], enabled: bool, interval: float) -> None:
-    _, sweep = load_sweep("isoflop", [], words)
-    assert (sweep.adapt.enabled, sweep.adapt.interval) == (enabled, interval)
-    assert sweep.grid.growth == ("depth" if enabled else "even")
-
-
-@pytest.mark.parametrize(
-    ("words", "text"),
-    [
-        (["adapt=maybe"], "adapt.enabled"),
-        (["adapt.spend=3"], "says nothing to a study that does not adapt"),
-        (["adapt=on", "adapt.spend=0.5"], "adapt.spend=0.5 is below 1"),
-        (["adapt=on", "adapt.intervall=1"], "adapt.intervall is not a setting"),
-        (["adapt=on", "grid.points=4"], "grid.points=4 is fewer than the 5"),
-        (["guard=perhaps"], "guard"),
-        (["optim.lr_scale=2"], "optim.lr_scale is set by the sweep"),
-    ],
-)
-def test_wrong_settings_are_sentences(words: list[str], text: str) -> None:
-    with pytest.raises(UserError, match=text):
-        load_sweep("isoflop", [], words)
-
-
-def test_joining_may_change_target_and_limit_but_not_adapt_itself(tmp_path: Path) -> None:
-    sweep = sweep_of([6e18])
-    join(tmp_path, sweep, BOTH).save()
-    more = join(tmp_path, sweep_of([2e19], AdaptConfig(True, 0.01, 3.0)), BOTH).sweep
-    assert (more.budgets, more.adapt.spend) == ([6e18, 2e19], 3.0)
-    with pytest.raises(UserError, match="adapt.enabled is True there and False here"):
-        join(tmp_path, sweep_of([6e18], AdaptConfig()), BOTH)
-
-
 def test_sizes_of_their_own_are_refused() -> None:
     pinned = {"a": lambda budget: replace(BOTH["baseline"](budget), size="220m")}
     with pytest.raises(UserError, match="arm a has a size of its own"):
         next_round(sweep_of([6e18]), pinned, [], [])
-
-
-def test_an_adaptive_study_runs_and_goes_on(modexp_cli: Any, capsys: pytest.CaptureFixture[str], tiny: list[str], tmp_path: Path) -> None:  # fmt: skip # noqa: E501
-    (tmp_path / "small.yaml").write_text(
-        "budgets: [3.0e+8]\narms: {baseline: [model=baseline]}\ngrid: {points: 5, span: 3.0}\n"
-        f"adapt: on\noverrides: {json.dumps([*tiny, 'data.sequence_length=32'])}\n"
-    )
-    words = ["sweep", "small.yaml", "launcher.slots=2", "adapt.spend=1"]
-    assert modexp_cli(*words, "--dry-run") == 0
-    assert "adapt=on, one budget" in capsys.readouterr().err
-    assert not (tmp_path / "runs").exists()
-    assert modexp_cli(*words) == 0
-    told = capsys.readouterr().err
-    folder = tmp_path / "runs/small"
-    log = decisions.read(folder)
-    assert [d.kind for d in log][0] == "grid"
-    assert "spend limit" in log[-1].reason
-    assert all(d.sentence in told for d in log)
-    assert len(records(folder)) == sum(len(d.runs) for d in log)
-    before = (folder / decisions.FILE).read_bytes()
-    assert modexp_cli(*words) == 0
-    assert (folder / decisions.FILE).read_bytes() == before
-    assert modexp_cli(*words, "--dry-run") == 0
-    assert "come out the same" in capsys.readouterr().err
-
-
-def test_deciding_needs_no_torch() -> None:
-    code = "import sys, modexp.sweep.adapt; sys.exit('torch' in sys.modules or 'hydra' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

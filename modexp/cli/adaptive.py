@@ -33,7 +33,8 @@ def run(study: Study, arms: Arms, yes: bool) -> int:
     study = set_up(study, known, unfinished(study, known), yes)  # before anything is logged or made
     most = max(planned.plan.sequences for planned in known)
     log = decisions.append(study.path, log, fresh)
-    tell_skipped(write_runs(study, plan.runs))
+    directories = write_runs(study, plan.runs)
+    tell_skipped(directories)
     stopped = False
     while True:
         plan = decisions.plan_of_log(log, arms)
@@ -41,7 +42,9 @@ def run(study: Study, arms: Arms, yes: bool) -> int:
             plan = joined([plan, guard_runs(plan.runs)])
         if most < (most := max(most, *(planned.plan.sequences for planned in plan.runs))):
             study = set_up(study, plan.runs, [], yes)  # a small size was added, which reads more text
-        directories = write_runs(study, plan.runs)
+        there = {planned.plan.name for _, planned in directories}
+        added = [planned for planned in plan.runs if planned.plan.name not in there]
+        directories += write_runs(study, added) if added else []
         elsewhere = execute_left(directories)
         if stopped or any(directory.result() is None for directory, _ in directories):
             break

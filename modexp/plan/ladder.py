@@ -2,8 +2,8 @@
 
 Depth follows width as L = sqrt(d) / 2, which meets common practice at both ends (2 layers at width 16, 8 at 256,
 16 at 1024, 28 at 3072). Depths are even, so that "every second block" is the same share of every model. Neighbours lie
-at most 1.18 apart in forward FLOPs per token from 10 k parameters on and 1.16 from 100 k on (bytes and T = 256; 1.13 and
-1.14 for 32 k tokens and T = 2048), so that a grid can be centred where a fit wants it.
+at most 1.18 apart in forward FLOPs per token from 10 k parameters on and 1.16 from 100 k on (bytes, T = 256), or 1.14
+from 1 M on (32 k tokens, T = 2048), so that a grid can be centred where a fit wants it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from modexp.config.data import DataConfig
 from modexp.config.model import ModelConfig
@@ -41,6 +41,7 @@ def widths() -> list[int]:
     return [d for d in every if d not in lonely]
 
 
+@cache
 def heads_of(d: int) -> int:
     """Heads whose width is even and nearest 64 (width 512 and above), 32 (64 and above) or 16."""
     target = 64 if d >= 512 else 32 if d >= 64 else 16

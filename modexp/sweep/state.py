@@ -66,7 +66,9 @@ class State:
         reserved = sum(cost for budget, cost in self.plain.items() if budget not in gridded)
         return self.limit - reserved - sum(run.plan.flops for run in self.planned.values())
 
-    def decision(self, kind: str, budget: float | None, arm: str, runs: Sequence[Added], reason: str, **numbers: Any) -> Decision:  # fmt: skip # noqa: E501
+    def decision(
+        self, kind: str, budget: float | None, arm: str, runs: Sequence[Added], reason: str, **numbers: Any
+    ) -> Decision:
         adapt = self.sweep.adapt
         asked = {"budgets": list(self.sweep.budgets), "interval": adapt.interval, "spend": adapt.spend}
         last = self.log[-1].round if self.log else 0

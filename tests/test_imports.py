@@ -24,7 +24,7 @@ NEVER = {
     "sampling": {"hydra", "modexp.sweep", "modexp.cli", "modexp.analysis", "modexp.plots"},
     "data": {"torch", "hydra", "modexp.models", "modexp.train", "modexp.sweep", "modexp.cli", "modexp.analysis"},
     "train": {"hydra", "modexp.sampling", "modexp.sweep", "modexp.cli", "modexp.analysis", "modexp.plots"},
-    "sweep": {"hydra", "modexp.cli", "modexp.analysis", "modexp.plots"},
+    "sweep": {"hydra", "modexp.cli", "modexp.plots"},
     "analysis": {"torch", "hydra", "pandas", "modexp.plots", *(f"modexp.{room}" for room in ROOMS)},
     "plots": {"torch", "hydra", *(f"modexp.{room}" for room in ROOMS)},
 }  # fmt: skip
@@ -66,6 +66,7 @@ def loaded_by(code: str, cwd: Path) -> set[str]:
         (["flops", "nowhere"], set()),
         (["train", "--cfg", "job"], {"hydra"}),
         (["sweep", "--budget", "6e18", "--dry-run"], {"hydra"}),
+        (["sweep", "--budget", "6e18", "adapt=on", "guard=on", "--dry-run"], {"hydra"}),
         (["status", "--runs-dir", "nowhere"], set()),
         (["fit", "--runs-dir", "nowhere"], set()),
         (["eval", "nowhere"], set()),

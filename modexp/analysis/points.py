@@ -70,12 +70,15 @@ class DroppedRun:
 
 
 def select(records: Sequence[Record], axis: str) -> tuple[list[Point], list[DroppedRun]]:
-    """Points on ``axis`` (a key of AXES), in the order of the records, and the runs left out."""
+    """Points on ``axis`` (a key of AXES), in the order of the records, and the runs left out; guard runs are
+    neither."""
     if axis not in AXES:
         raise UserError(f"axis={axis} is not a size that runs report", f"try one of {', '.join(AXES)}")
     points, dropped = [], []
     seen: dict[tuple[Any, ...], str] = {}
     for record in records:
+        if is_guard(record):
+            continue
         run, arm, budget = str(record["run"]), str(record["arm"]), float(record["budget"])
         reason = reason_to_drop(record)
         x = size_of(record, axis)
@@ -104,6 +107,11 @@ def select(records: Sequence[Record], axis: str) -> tuple[list[Point], list[Drop
             )
         )
     return points, dropped
+
+
+def is_guard(record: Record) -> bool:
+    """Whether a run tries another learning rate than its rule's: never a point, see modexp/analysis/guard.py."""
+    return float(record.get("lr_scale") or 1.0) != 1.0
 
 
 def size_of(record: Record, axis: str) -> float | None:

@@ -30,6 +30,7 @@ def record(run: RunDir) -> dict[str, Any]:
     state = run.state()
     row: dict[str, Any] = {"run": run.name, "status": state}
     row |= {key: plan[key] for key in PLANNED} | {key: model.get(key) for key in MODEL}
+    row["lr_scale"] = plan.get("lr_scale", 1.0)  # of the rule's rate: other than 1 in guard runs
     row |= {
         "sequence_length": plan["sequence_length"],
         "steps_planned": plan["steps"],

@@ -13,10 +13,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 import modexp
 from modexp.config.root import GROUPS, SCALARS, Config, did_you_mean, from_tree, typed
-from modexp.config.study import BudgetConfig, GridConfig, SweepConfig
+from modexp.config.study import AdaptConfig, BudgetConfig, GridConfig, SweepConfig
 from modexp.errors import UserError
 
-SWEEP_KEYS = ("budgets", "seeds", "grid")
+SWEEP_KEYS = ("budgets", "seeds", "grid", "adapt", "guard")
 
 
 def shipped(folder: str) -> Path:
@@ -109,6 +109,12 @@ def configuration(overrides: list[str]) -> Config:
 # ---- sweep files ---------------------------------------------------------------------------------------------
 
 
+def plain_adapt(override: str) -> str:
+    """``adapt=on`` is what a person types for ``adapt.enabled=true``."""
+    key, _, value = override.partition("=")
+    return f"adapt.enabled={value}" if key == "adapt" else override
+
+
 def find_sweep(name: str) -> Path:
     """A path, or the name of a file in ./sweeps or among the shipped sweeps."""
     places = [Path(name), Path("sweeps") / f"{name}.yaml", shipped("sweeps") / f"{name}.yaml"]
@@ -129,7 +135,10 @@ def load_sweep(name: str, budgets: list[float], overrides: list[str]) -> tuple[s
         raise UserError("model is set by the sweep's arms", "use model.KEY=VALUE, or another sweep file")
     name = next((o.partition("=")[2] for o in rest if o.startswith("study=")), name)
     try:
-        tree = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(own))
+        file: Any = OmegaConf.load(path)
+        if isinstance(file.get("adapt"), bool):  # `adapt: on`
+            file.adapt = {"enabled": file.adapt}
+        tree = OmegaConf.merge(file, OmegaConf.from_dotlist([*map(plain_adapt, own)]))
     except Exception as error:
         where = " ".join(str(error).split())
         raise UserError(f"{path} cannot be read: {where}", "it is YAML, as in sweeps/isoflop.yaml") from None
@@ -140,15 +149,21 @@ def load_sweep(name: str, budgets: list[float], overrides: list[str]) -> tuple[s
     values["overrides"] = [*(values.get("overrides") or []), *(o for o in rest if not o.startswith("study="))]
     if budgets:
         values["budgets"] = budgets
-    grid_values = values.pop("grid", None) or {}
-    if not isinstance(grid_values, dict):
-        raise UserError(f"grid={grid_values} is not a group of settings", "write grid.points=5")
-    grid = typed(GridConfig, grid_values, "grid.")
-    sweep = typed(SweepConfig, values)
+    groups = {group: values.pop(group, None) or {} for group in ("adapt", "grid")}
+    for group, example in (("adapt", "adapt=on, or adapt.spend=3"), ("grid", "grid.points=5")):
+        if not isinstance(groups[group], dict):
+            raise UserError(f"{group}={groups[group]} is not a group of settings", f"write {example}")
+    adapt = typed(AdaptConfig, groups["adapt"], "adapt.")
+    idle = next((o for o in own if o.startswith("adapt.") and not adapt.enabled), "")
+    if idle and not idle.startswith("adapt.enabled"):
+        raise UserError(f"{idle} says nothing to a study that does not adapt", "add adapt=on")
+    growth = "depth" if adapt.enabled else "even"
+    grid = typed(GridConfig, {"growth": growth, **groups["grid"]}, "grid.")
+    sweep = replace(typed(SweepConfig, values), grid=grid, adapt=adapt)
     refuse_owned([o for o in sweep.overrides if o not in rest], ("budget.convention",))
     for overrides in sweep.arms.values():
         refuse_owned(overrides, ())
-    return (Path(name).stem if name.endswith((".yaml", ".yml")) else name), replace(sweep, grid=grid)
+    return (Path(name).stem if name.endswith((".yaml", ".yml")) else name), sweep
 
 
 def refuse_owned(overrides: list[str], allowed: tuple[str, ...]) -> None:
@@ -157,6 +172,7 @@ def refuse_owned(overrides: list[str], allowed: tuple[str, ...]) -> None:
     cures |= {
         "runs_dir": "runs_dir=DIR on the command line",
         "budget.convention": "it on the command line, for all arms",
+        "optim.lr_scale": "guard=on, or another optim.lr",
     }
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,14 +51,14 @@ def main(words: list[str]) -> int:
 
     from modexp.cli.compose import arms_of, budgets_of, load_sweep
     from modexp.plan.design import expect
-    from modexp.plan.grid import plan_study
+    from modexp.sweep.study import plan_of
 
     names, overrides = split_words(args.words)
     study, sweep = load_sweep(one_name(names, "isoflop"), budgets_of(args.budget), overrides)
     arms = arms_of(study, sweep)
 
     def at(factor: float) -> StudyPlan:
-        return plan_study(arms, scaled(sweep.budgets, factor), sweep.seeds, sweep.grid)
+        return plan_of(replace(sweep, budgets=scaled(sweep.budgets, factor)), arms)
 
     factor = 1.0
     if args.hours is not None and speed is not None:
@@ -67,7 +67,7 @@ def main(words: list[str]) -> int:
         factor = factor_for(args.hours, lambda f: sum(cost.seconds for cost in costs_of(at(f), speed)))
     plan = at(factor)
     costs = costs_of(plan, speed)
-    expected = expect([run.plan for run in plan.runs], args.noise)
+    expected = expect([run.plan for run in plan.runs if run.plan.lr_scale == 1], args.noise)
     if args.json:
         print_json(to_json(plan, costs, args.price, speed) | {"design": [asdict(e) for e in expected]})
     else:
@@ -76,6 +76,8 @@ def main(words: list[str]) -> int:
             note(f"{args.hours:g} hours buy the budgets {buys}: {factor:.3g} times what was asked, all alike")
         print_plan(plan, costs, args.price, speed)
         print_design(expected, args.noise)
+        if sweep.adapt.enabled:
+            note("adapt=on: grids after the first budget's are centred anew by what the smaller ones find")
     if not plan.runs:
         raise UserError("the budgets buy no run", "raise --budget or choose smaller sizes")
     return 0

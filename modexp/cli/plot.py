@@ -70,9 +70,10 @@ def unit_of(study: Path) -> str:
 
 
 def draw_records(study: Path, out: Path, name: str, axis: str) -> None:
+    from modexp.analysis.points import is_guard
     from modexp.plots import capacity, frontier, sampling
 
-    rows = study_records(study)
+    rows = [row for row in study_records(study) if not is_guard(row)]
     look: dict[str, Any] = {"title": study.name, "unit": unit_of(study)}
     if name == "isoflop":
         draw_isoflop(study, rows, out, axis)
@@ -85,8 +86,10 @@ def draw_records(study: Path, out: Path, name: str, axis: str) -> None:
 
 
 def draw_isoflop(study: Path, rows: Sequence[dict[str, Any]], out: Path | None = None, axis: str = "params") -> None:
+    from modexp.analysis.points import is_guard
     from modexp.plots import isoflop
 
+    rows = [row for row in rows if not is_guard(row)]
     tell_drawn(isoflop.draw(rows, out or study, title=study.name, unit=unit_of(study), axis=axis))
 
 
@@ -177,7 +180,7 @@ def best_routed(study: Path) -> RunDir:
 
 
 def chosen(study: Path, names: Sequence[str] | None) -> list[RunDir]:
-    """The runs of these names, in their order; all of the study where none is given."""
+    """The runs of these names, in their order; all of the study but its guard runs where none is given."""
     from modexp.runs import run_dirs
 
     runs = {run.name: run for run in run_dirs(study)}
@@ -191,7 +194,11 @@ def chosen(study: Path, names: Sequence[str] | None) -> list[RunDir]:
             raise UserError(
                 f"--run {name} is no run of {study.name}", f"did you mean {' or '.join(near)}?" if near else ""
             )
-    return [runs[name] for name in dict.fromkeys(names)] if names else list(runs.values())
+    return (
+        [runs[name] for name in dict.fromkeys(names)]
+        if names
+        else [run for run in runs.values() if run.plan()["plan"].get("lr_scale", 1.0) == 1]
+    )
 
 
 def tell_drawn(drawn: Any) -> None:

@@ -40,57 +40,49 @@ def main(words: list[str]) -> int:
     arms = arms_of(name, sweep)
     runs_dir = Path(arms[next(iter(arms))](sweep.budgets[0]).runs_dir)
     study = join(runs_dir / name, sweep, arms)
-    plan = plan_of(study, arms)
     if sweep.description:
         note(f"{name}: {sweep.description}")
+    if study.sweep.adapt.enabled:
+        from modexp.cli import adaptive
+
+        return adaptive.preview(study, arms) if args.dry_run else adaptive.run(study, arms, args.yes)
+    plan = plan_of(study.sweep, arms)
     print_plan(plan)
     if not plan.runs:
         raise UserError(f"the budgets of study {name} buy no run", "raise --budget or choose smaller sizes")
     if args.dry_run:
         return 0
 
-    study, directories = set_up(study, plan.runs, args.yes)
-    left = [run for run, _ in directories if run.result() is None]
-    if len(left) < len(directories):
-        note(f"{len(directories) - len(left)} of {len(directories)} runs are finished and skipped")
-    elsewhere = execute(left, directories[0][1].config) if left else []
+    study = set_up(study, plan.runs, unfinished(study, plan.runs), args.yes)
+    directories = write_runs(study, plan.runs)
+    tell_skipped(directories)
+    elsewhere = execute_left(directories)
     conclude(study)
-    ours = [run for run, _ in directories if run not in elsewhere]
-    failed = [run.name for run in ours if (run.result() or {}).get("status") is None]
-    diverged = [run.name for run in ours if (run.result() or {}).get("status") == "diverged"]
-    if failed:
-        raise RunFailed(
-            f"{len(failed)} of {len(directories)} runs failed: {', '.join(failed)}",
-            "modexp status tells why; the same command tries them again",
-        )
-    if diverged:
-        raise RunFailed(
-            f"{len(diverged)} of {len(directories)} runs diverged: {', '.join(diverged)}",
-            "their learning rate is too high: start a study of another name with a lower optim.lr",
-        )
+    complain_of(directories, elsewhere)
     return 0
 
 
-def set_up(study: Study, runs: Sequence[PlannedRun], yes: bool) -> tuple[Study, list[tuple[RunDir, PlannedRun]]]:
-    """Resolve precision and text once, say what it will take, and write every run's directory."""
-    from modexp.cli.plan import warn_of_epochs
+def unfinished(study: Study, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    return [run for run in runs if not (study.path / run.plan.name / "result.json").exists()]
+
+
+def set_up(study: Study, runs: Sequence[PlannedRun], expected: Sequence[PlannedRun], yes: bool) -> Study:
+    """Resolve precision and text once, for ``runs``; say what the ``expected`` ones will take; write study.yaml."""
     from modexp.data.corpus import prepare
     from modexp.files import check_writable
-    from modexp.plan.run import plan_run
-    from modexp.runs import RunDir, create
     from modexp.train.hardware import choose_device, choose_precision
     from modexp.train.loop import needed_tokens
 
     first = runs[0].config
     if any(run.config.data != first.data for run in runs):
         raise UserError("the arms of the study read different text", "set data in overrides, for every arm")
-    left = [run for run in runs if not (study.path / run.plan.name / "result.json").exists()]
     if study.precision == "auto":
         device = choose_device(first.trainer.device)
         widths = [run.plan.d_model for run in runs]
         study = replace(study, precision=choose_precision(first.trainer.precision, device, widths))
     check_writable(study.path)
-    costs = check_time(study, left, yes) if left else {}
+    if expected:
+        check_time(study, expected, yes)
     most = max(run.plan.sequences for run in runs)
     corpus = prepare(first.data, *needed_tokens(most, first), report=note)
     known = study.data.get("content_hash", corpus.manifest["content_hash"])
@@ -101,28 +93,71 @@ def set_up(study: Study, runs: Sequence[PlannedRun], yes: bool) -> tuple[Study, 
         )
     study = replace(study, data=corpus.manifest)
     study.save()
-    tokens = corpus.manifest["train_tokens"] if corpus.manifest["exhausted"] else first.data.num_tokens
+    return study
+
+
+def write_runs(study: Study, runs: Sequence[PlannedRun]) -> list[tuple[RunDir, PlannedRun]]:
+    """Every run's directory, written where it is not there yet."""
+    from modexp.cli.plan import warn_of_epochs
+    from modexp.plan.cost import measured, predict
+    from modexp.plan.run import plan_run
+    from modexp.runs import RunDir, create
+
+    bench = study.path / "bench.json"
+    speed = measured(bench) if bench.exists() else None
+
+    data = runs[0].config.data
+    tokens = study.data["train_tokens"] if study.data["exhausted"] else data.num_tokens
     directories = []
     for planned in runs:
         config = replace(
             planned.config,
             name=planned.plan.name,
-            data=replace(first.data, num_tokens=tokens),
+            data=replace(data, num_tokens=tokens),
             trainer=replace(planned.config.trainer, precision=study.precision),
         )
         planned = replace(planned, config=config, plan=plan_run(config, planned.plan.arm))  # now its epochs are known
         run = RunDir(study.path / planned.plan.name)
-        create(run, config, planned.plan, corpus.manifest, costs.get(run.name))
+        create(run, config, planned.plan, study.data, predict(planned.plan, config, speed).to_json() if speed else None)
         directories.append((run, planned))
-    if tokens != first.data.num_tokens:
+    if tokens != data.num_tokens:
         warn_of_epochs([planned.plan for _, planned in directories])
-    return study, directories
+    return directories
 
 
-def check_time(study: Study, left: Sequence[PlannedRun], yes: bool) -> dict[str, dict[str, Any]]:
-    """Say what the study will take on this machine; more than a day needs ``--yes``. What each run will take, by name.
+def tell_skipped(directories: Sequence[tuple[RunDir, PlannedRun]]) -> None:
+    finished = sum(run.result() is not None for run, _ in directories)
+    if finished:
+        note(f"{finished} of {len(directories)} runs are finished and skipped")
 
-    The measurement is kept beside the study: modexp plan --bench reads it.
+
+def execute_left(directories: Sequence[tuple[RunDir, PlannedRun]]) -> list[RunDir]:
+    """Run what is not finished; returns the runs that another process has."""
+    left = [run for run, _ in directories if run.result() is None]
+    return execute(left, directories[0][1].config) if left else []
+
+
+def complain_of(directories: Sequence[tuple[RunDir, PlannedRun]], elsewhere: Sequence[RunDir]) -> None:
+    """RunFailed where runs failed or diverged. A guard run may diverge: that is its answer."""
+    ours = [(run, planned) for run, planned in directories if run not in elsewhere]
+    failed = [run.name for run, _ in ours if (run.result() or {}).get("status") is None]
+    diverged = [r.name for r, p in ours if p.plan.lr_scale == 1 and (r.result() or {}).get("status") == "diverged"]
+    if failed:
+        raise RunFailed(
+            f"{len(failed)} of {len(directories)} runs failed: {', '.join(failed)}",
+            "modexp status tells why; the same command tries them again",
+        )
+    if diverged:
+        raise RunFailed(
+            f"{len(diverged)} of {len(directories)} runs diverged: {', '.join(diverged)}",
+            "their learning rate is too high: start a study of another name with a lower optim.lr",
+        )
+
+
+def check_time(study: Study, left: Sequence[PlannedRun], yes: bool) -> None:
+    """Say what the study will take on this machine; more than a day needs ``--yes``.
+
+    The measurement is kept beside the study: its runs' predictions and modexp plan --bench read it.
     """
     from modexp.files import write_json
     from modexp.plan.cost import from_measurement, predict
@@ -134,8 +169,7 @@ def check_time(study: Study, left: Sequence[PlannedRun], yes: bool) -> dict[str,
     slots = len(slots_of(config.launcher.slots, config.trainer.threads, config.trainer.device))
     found = measured_here(left, study.precision)
     speed = from_measurement(found)
-    costs = {run.plan.name: predict(run.plan, run.config, speed) for run in left}
-    times = [cost.seconds for cost in costs.values()]
+    times = [predict(run.plan, run.config, speed).seconds for run in left]
     seconds = max(sum(times) / slots, max(times))
     note(f"{len(left)} runs will take about {duration(seconds)} here, {slots} at a time: {speed.source}")
     if found["busy"]:
@@ -146,7 +180,6 @@ def check_time(study: Study, left: Sequence[PlannedRun], yes: bool) -> dict[str,
             "choose a smaller --budget, or start it all the same with --yes",
         )
     write_json(study.path / "bench.json", found)
-    return {name: cost.to_json() for name, cost in costs.items()}
 
 
 def execute(runs: Sequence[RunDir], config: Any) -> list[RunDir]:
@@ -181,7 +214,7 @@ def execute(runs: Sequence[RunDir], config: Any) -> list[RunDir]:
 
 def conclude(study: Study) -> None:
     """Optima with intervals, and the figure."""
-    from modexp.cli.fit import print_fit
+    from modexp.cli.fit_tables import print_fit
     from modexp.cli.plot import draw_isoflop
 
     rows = study_records(study.path)

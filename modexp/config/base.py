@@ -38,3 +38,9 @@ def refuse_unread(config: Any, unread: dict[str, tuple[str, str]]) -> None:
         value, default = getattr(config, key), defaults[key]
         cure = f"leave it at {'null' if default is None else default}, or set {reader}"
         require(value == default, f"model.{key}", value, f"is read by nothing under {because}", cure)
+
+
+def neutral(default: Any) -> Any:
+    """A scientific field that changes nothing at its default: only other values enter a run's identity, so that runs
+    and studies made before the field existed keep theirs."""
+    return field(default=default, metadata={"neutral": default})

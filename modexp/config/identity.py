@@ -9,7 +9,8 @@ from typing import Any
 
 
 def scientific(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Flat ``key: value`` of every scientific field of a configuration dataclass."""
+    """Flat ``key: value`` of every scientific field of a configuration dataclass; neutral ones at their default are
+    left out."""
     flat: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         if not field.metadata.get("scientific", True):
@@ -17,7 +18,7 @@ def scientific(config: Any, prefix: str = "") -> dict[str, Any]:
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             flat |= scientific(value, f"{prefix}{field.name}.")
-        else:
+        elif "neutral" not in field.metadata or value != field.metadata["neutral"]:
             flat[prefix + field.name] = value
     return flat
 

@@ -46,12 +46,35 @@ class GridConfig:
     points: int = 7
     span: float = 4.0
     tokens_per_param: float = 20.0
+    growth: str = "even"  # depth: routed arms spend the FLOPs they save on layers; even: every arm on one ladder
 
     def __post_init__(self) -> None:
         require(self.points >= 1, "grid.points", self.points, "is not positive")
         require(self.span >= 1, "grid.span", self.span, "is below 1")
         require(self.span > 1 or self.points == 1, "grid.span", self.span, f"holds one size, not {self.points}")
         require(self.tokens_per_param > 0, "grid.tokens_per_param", self.tokens_per_param, "is not positive")
+        one_of("grid.growth", self.growth, ("even", "depth"))
+
+
+@dataclass(frozen=True)
+class AdaptConfig:
+    """A study that goes on from what it found (modexp/sweep/adapt.py); ``adapt=on`` is ``adapt.enabled=true``.
+
+    ``interval`` is the half-width of the 90 % interval of the difference of two arms' losses at their optima, as a
+    share of the baseline's loss. The paper's claim is about 1 % of the loss: .005 tells 1 % from nothing twice
+    over. Sizes of optima are no target, since a parabola is flat there: 20 % of N* is .1 % of the loss.
+    """
+
+    enabled: bool = False
+    interval: float = 0.005
+    spend: float = 2.0  # FLOPs of all runs, guard runs apart, over those of the same sweep without adapt
+
+    def __post_init__(self) -> None:
+        require(0 < self.interval < 1, "adapt.interval", self.interval, "is not a share of the loss", "try .005")
+        require(self.spend >= 1, "adapt.spend", self.spend, "is below 1, the plain plan", "try adapt.spend=2")
+
+
+FIT_SIZES = 5  # of a curve, at least (modexp/analysis/isoflop.py)
 
 
 @dataclass(frozen=True)
@@ -62,6 +85,8 @@ class SweepConfig:
     arms: dict[str, list[str]] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
     grid: GridConfig = field(default_factory=GridConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
+    guard: bool = False  # also train the ends of each curve at half and twice the rule's learning rate
     overrides: list[str] = field(default_factory=list)  # for every arm
     description: str = unscientific("")
 
@@ -71,6 +96,8 @@ class SweepConfig:
         require(bool(self.arms), "arms", "{}", "is empty", "see sweeps/isoflop.yaml")
         require(bool(self.seeds), "seeds", "[]", "is empty", "try seeds=[0]")
         require(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "names a seed twice")
+        few = self.adapt.enabled and self.grid.points < FIT_SIZES
+        require(not few, "grid.points", self.grid.points, f"is fewer than the {FIT_SIZES} that adapt=on fits")
         for arm in self.arms:
             ok = arm.replace("_", "").replace("-", "").isalnum() and not arm.startswith("-")
             require(ok, "arms", arm, "is not made of letters, digits, _ and -")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from modexp.config.base import one_of, require, unscientific
+from modexp.config.base import neutral, one_of, require, unscientific
 
 LR_RULES = ("width", "step-law")
 BATCH_RULES = ("sqrt", "step-law")
@@ -19,6 +19,7 @@ class OptimConfig:
 
     kind: str = "adamw"
     lr: float | int | str = "width"
+    lr_scale: float = neutral(1.0)  # multiplies the rule's rate, as guard runs do
     batch_size: int | str = "sqrt"  # sequences a step
     weight_decay: float = 0.1
     beta1: float = 0.9
@@ -31,6 +32,7 @@ class OptimConfig:
             one_of("optim.lr", self.lr, (*LR_RULES, "a number"))
         else:
             require(self.lr > 0, "optim.lr", self.lr, "is not positive", "name a rule: optim.lr=width")
+        require(self.lr_scale > 0, "optim.lr_scale", self.lr_scale, "is not positive")
         if isinstance(self.batch_size, str):
             one_of("optim.batch_size", self.batch_size, (*BATCH_RULES, "a whole number"))
         else:

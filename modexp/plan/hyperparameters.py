@@ -20,13 +20,15 @@ SQRT_BATCH = 0.25
 
 
 def lr_peak(optim: OptimConfig, width: int, params_non_embedding: int, tokens: float) -> float:
-    """Highest learning rate of the schedule."""
+    """Highest learning rate of the schedule: the rule's, times ``optim.lr_scale``."""
     if optim.lr == "width":
-        return LR_AT_WIDTH_128 * (128 / width) ** 0.5
-    if optim.lr == "step-law":
+        rate = LR_AT_WIDTH_128 * (128 / width) ** 0.5
+    elif optim.lr == "step-law":
         scale, of_params, of_tokens = STEP_LAW_LR
-        return scale * params_non_embedding**of_params * tokens**of_tokens
-    return float(optim.lr)
+        rate = scale * params_non_embedding**of_params * tokens**of_tokens
+    else:
+        rate = float(optim.lr)
+    return optim.lr_scale * rate
 
 
 def batch_sequences(optim: OptimConfig, tokens: float, sequence_length: int) -> int:

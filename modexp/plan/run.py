@@ -50,6 +50,7 @@ class RunPlan:
     epochs: float | None  # passes over the training data; None: their number is not known yet
     lr: float
     lr_rule: str
+    lr_scale: float  # over the rule's rate: other than 1 in guard runs (modexp/plan/guard.py)
     batch_rule: str
     warmup_steps: int
     flops: int  # of the whole run, as planned
@@ -141,8 +142,9 @@ def plan_run(config: Config, arm: str | None = None) -> RunPlan:
     layers, width, heads = model.shape
     arm = arm or model.kind
     size = size_text(twin.params_total)
+    scaled = "" if config.optim.lr_scale == 1 else f"-lr{config.optim.lr_scale:g}"
     return RunPlan(
-        name=config.name or f"{arm}-{size}-{budget_text(budget)}-s{config.seed}",
+        name=config.name or f"{arm}-{size}-{budget_text(budget)}-s{config.seed}{scaled}",
         arm=arm,
         budget=budget,
         convention=convention,
@@ -168,6 +170,7 @@ def plan_run(config: Config, arm: str | None = None) -> RunPlan:
         epochs=tokens / data.num_tokens if data.num_tokens else None,
         lr=lr_peak(config.optim, width, books.params_non_embedding, tokens),
         lr_rule=config.optim.lr if isinstance(config.optim.lr, str) else "constant",
+        lr_scale=config.optim.lr_scale,
         batch_rule=config.optim.batch_size if isinstance(config.optim.batch_size, str) else "constant",
         warmup_steps=round(config.schedule.warmup * steps),
         flops=sequences * sequence_flops,

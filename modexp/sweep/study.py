@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,11 @@ from omegaconf import OmegaConf
 
 from modexp.config.identity import first_difference, scientific
 from modexp.config.root import Config, typed
-from modexp.config.study import GridConfig, SweepConfig
+from modexp.config.study import AdaptConfig, GridConfig, SweepConfig
 from modexp.errors import UserError
 from modexp.files import write_text
-from modexp.plan.grid import StudyPlan, plan_study
-
-Arms = dict[str, Callable[[float], Config]]
+from modexp.plan.grid import Arms, StudyPlan, joined, plan_study
+from modexp.plan.guard import guard_runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +59,8 @@ def load_study(path: Path) -> Study:
         tree: Any = OmegaConf.to_container(OmegaConf.load(path / "study.yaml"))
         sweep = dict(tree["sweep"])
         grid = typed(GridConfig, sweep.pop("grid"), "grid.")
-        sweep = dataclasses.replace(typed(SweepConfig, sweep), grid=grid)
+        adapt = typed(AdaptConfig, sweep.pop("adapt", {}), "adapt.")
+        sweep = dataclasses.replace(typed(SweepConfig, sweep), grid=grid, adapt=adapt)
         return Study(path, sweep, tree["arms"], tree["precision"], tree["data"])
     except FileNotFoundError:
         raise UserError(f"{path} holds no study.yaml", "modexp sweep starts a study") from None
@@ -75,7 +74,8 @@ def load_study(path: Path) -> Study:
 
 
 def join(path: Path, sweep: SweepConfig, arms: Arms) -> Study:
-    """The study at ``path`` with this request's budgets added; any other scientific change is refused.
+    """The study at ``path`` with this request's budgets and guard added, its target interval and spend limit in place
+    of the old; any other scientific change is refused.
 
     A new study is returned unsaved: the caller resolves its precision and data first.
     """
@@ -99,12 +99,17 @@ def join(path: Path, sweep: SweepConfig, arms: Arms) -> Study:
                 "give this one a name of its own with study=NAME, or go back to its settings",
             )
     budgets = sorted({*study.sweep.budgets, *sweep.budgets})
-    return dataclasses.replace(study, sweep=dataclasses.replace(study.sweep, budgets=budgets))
+    guard = study.sweep.guard or sweep.guard
+    changed = dataclasses.replace(study.sweep, budgets=budgets, adapt=sweep.adapt, guard=guard)
+    return dataclasses.replace(study, sweep=changed)
 
 
 def grid_of(sweep: SweepConfig) -> dict[str, Any]:
-    return {"seeds": sweep.seeds, **{f"grid.{k}": v for k, v in dataclasses.asdict(sweep.grid).items()}}
+    grid = {f"grid.{k}": v for k, v in dataclasses.asdict(sweep.grid).items()}
+    return {"seeds": sweep.seeds, "adapt.enabled": sweep.adapt.enabled, **grid}
 
 
-def plan_of(study: Study, arms: Arms) -> StudyPlan:
-    return plan_study(arms, study.sweep.budgets, study.sweep.seeds, study.sweep.grid)
+def plan_of(sweep: SweepConfig, arms: Arms) -> StudyPlan:
+    """All runs that a sweep asks for before anything is known: what adapt adds comes later, and guard after that."""
+    plan = plan_study(arms, sweep.budgets, sweep.seeds, sweep.grid)
+    return joined([plan, guard_runs(plan.runs)]) if sweep.guard and not sweep.adapt.enabled else plan

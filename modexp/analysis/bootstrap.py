@@ -4,7 +4,7 @@ Pairs and percentiles, as Besiroglu et al. 2024 drew them, whose standard errors
 hold the truth (tests/benchmarks/surface_coverage.py; 200 studies of 3 budgets x 7 or 9 sizes, 1 % noise):
 
     vpnls       a 92-93 %, N* 90-91 %
-    approach3   a 95-97 %, N* 94-95 %: nearly a median, and few points make the median of a resample jump
+    approach3   a 95-97 %, N* 93-95 %: nearly a median, and few points make the median of a resample jump
 
 Drawing residuals instead is too narrow for approach3's N* (80-85 %), and narrower by half on Chinchilla's own
 points, whose scatter is not the same everywhere.

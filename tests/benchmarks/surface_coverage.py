@@ -4,7 +4,7 @@
 
 Each study is 3 budgets x --sizes on +-4x grids centred on the optimum, with --noise relative scatter in the loss,
 drawn from L = 1.69 + 406.4 / N^.34 + 410.7 / D^.28 (Hoffmann et al. 2022), C = 6ND. Refused fits are counted apart.
-200 studies take one to two minutes on a core; the standard error of a share of 90 % is then 2 %.
+200 studies take one (vpnls) to three (approach3) minutes on a core; the standard error of a share of 90 % is then 2 %.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def make_study(
     arms = arms_of(name, settings)
     study = join(folder / name, settings, arms)
     study.save()
-    for run in plan_of(study, arms).runs:
+    for run in plan_of(settings, arms).runs:
         directory = RunDir(study.path / run.plan.name)
         create(directory, run.config, run.plan, {"content_hash": "none", "train_tokens": 10**12})
         write_json(

@@ -50,7 +50,7 @@ def test_plan_prints_the_papers_runs(modexp_cli: Cli, capsys: Captured) -> None:
     assert modexp_cli("plan", "--budget", "6e18") == 0
     out = capsys.readouterr().out
     assert "baseline-225M-6e18-s0" in out
-    assert "mod-225M-6e18-s0" in out
+    assert "mod-212M-6e18-s0" in out
 
 
 def test_plan_takes_flags_and_overrides_in_any_order(modexp_cli: Cli, capsys: Captured) -> None:

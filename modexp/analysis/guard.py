@@ -12,7 +12,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modexp.analysis.isoflop import CurveFit, fit_study
+from modexp.analysis.curve import CurveFit
+from modexp.analysis.isoflop import fit_study
 from modexp.analysis.points import Record, is_guard, size_of
 from modexp.wording import budget_text, size_text
 

@@ -91,7 +91,7 @@ def fit_study(
         raise UserError(f"baseline={baseline} is no arm of this study", f"try one of {', '.join(arms)}")
     points, dropped = select(records, axis)
     reference = baseline or (baseline_of(records) if records else "")
-    if any("flops" in record for record in records):  # read under another convention than planned
+    if any("flops_reread" in record for record in records):  # read under another convention than planned
         points = at_equal_flops(points, reference)
     if nearest:
         points, far = near_minimum(points, nearest)

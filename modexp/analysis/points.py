@@ -101,7 +101,7 @@ def select(records: Sequence[Record], axis: str) -> tuple[list[Point], list[Drop
                 x=float(x),
                 loss=float(record["loss"]),
                 epochs=float(record.get("epochs") or 0.0),
-                flops=float(record.get("flops") or record["flops_consumed"]),
+                flops=float(record.get("flops_reread") or record["flops_consumed"]),
                 tokens=float(record.get("tokens") or 0.0),
                 seconds_per_token=record.get("seconds_per_token"),
             )

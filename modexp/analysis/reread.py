@@ -27,14 +27,14 @@ from modexp.runs import RunDir
 def recount(run: RunDir, row: Mapping[str, Any], convention: str) -> dict[str, Any]:
     """What ``convention`` makes of a run's FLOPs: the keys of its record that change.
 
-    ``flops`` is what the run spent; ``flops_consumed`` stays as planned, to be held against the budget.
+    ``flops_reread`` is what the run spent; ``flops_consumed`` stays as planned, to be held against the budget.
     """
     promise = run.plan()
     T = int(promise["plan"]["sequence_length"])
     books, config = Ledger.from_json(promise["ledger"], T), run.config()
     changed = {
         "convention": convention,
-        "flops": row["tokens"] / T * books.training(convention),
+        "flops_reread": row["tokens"] / T * books.training(convention),
         "flops_per_token": books.forward(convention) / T,
         "relative_flops": books.forward(convention) / ledger(dense_twin(config.model), config.data).forward(convention),
     }

@@ -68,12 +68,14 @@ def expect(
     keys = sorted({(arms.index(plan.arm), plan.budget) for plan in plans})
     curves: dict[tuple[str, float], list[Parabola]] = {}  # one parabola a study
     num_sizes: dict[tuple[str, float], int] = {}
+    spent: dict[tuple[str, float], float] = {}  # mean FLOPs of a curve's runs
     for i, budget in keys:
         runs = [plan for plan in plans if (plan.arm, plan.budget) == (arms[i], budget)]
         N, D = (np.array([getattr(r, name) for r in runs], dtype=float) for name in ("params_total", "tokens"))
         loss = law.loss(N, D) * (1 + noise * draw.standard_normal((studies, len(runs))))
         key = (arms[i], budget)
         num_sizes[key] = len(set(N))
+        spent[key] = math.exp(sum(math.log(r.flops) for r in runs) / len(runs))
         curves[key] = fit_parabolas(N, loss) if num_sizes[key] >= 3 else []
     exponents: dict[str, list[float]] = {arm: [] for arm in arms}
     refusals: dict[str, list[str]] = {arm: [] for arm in arms}
@@ -89,7 +91,7 @@ def expect(
             if reason:
                 refusals[arm].append(reason)
             elif parabola:
-                whole[arm].append(Vertex(budget, budget, parabola))
+                whole[arm].append(Vertex(budget, spent[arm, budget], parabola))
         for arm in arms:
             fit = fit_exponent(arm, whole[arm], level)
             if fit.high is not None and fit.low is not None:

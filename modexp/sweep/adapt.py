@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from modexp.analysis.isoflop import OUTER_SHARE, CurveFit
+from modexp.analysis.curve import OUTER_SHARE, CurveFit
 from modexp.config.study import SweepConfig
 from modexp.errors import UserError
 from modexp.plan.grid import Arms, PlannedRun, grown, plan_budget, rungs_of

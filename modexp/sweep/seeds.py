@@ -10,8 +10,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from modexp.analysis.isoflop import MIN_SIZES, CurveFit, StudyFit
-from modexp.analysis.parabola import student_t
+from modexp.analysis.curve import MIN_SIZES, CurveFit
+from modexp.analysis.isoflop import StudyFit
 from modexp.sweep.decisions import Added, Decision, planned_run
 from modexp.sweep.state import State
 from modexp.wording import budget_text
@@ -25,7 +25,6 @@ class Width:
 
     relative: float
     curves: tuple[CurveFit, ...]  # baseline and arm, or the one curve of a study of one arm
-    loss: float  # that the half-width is a share of
 
 
 def seeds(state: State) -> Decision:
@@ -78,10 +77,8 @@ def widths(state: State) -> Iterator[Width]:
         first = curves[0].parabola
         assert first is not None, f"Got {curves[0]}"
         loss = first.vertex_loss
-        if all(c.optimum for c in curves):
-            yield Width(margin(fit, [variance(c) for c in curves]) / loss, curves, loss)
-        else:
-            yield Width(math.inf, curves, loss)
+        known = all(c.optimum for c in curves)
+        yield Width(half_width(fit, curves) / loss if known else math.inf, curves)
 
 
 def variance(curve: CurveFit) -> float:
@@ -89,9 +86,13 @@ def variance(curve: CurveFit) -> float:
     return curve.parabola.vertex_loss_variance
 
 
-def margin(fit: StudyFit, variances: Sequence[float]) -> float:
-    """Half-width in nats of a sum of independent terms of these variances, in units of one run's."""
-    return student_t(fit.level, fit.dof) * (fit.noise_sd or 0.0) * math.sqrt(sum(variances))
+def half_width(fit: StudyFit, curves: Sequence[CurveFit]) -> float:
+    """Of the vertex loss, or of the difference of two, in nats."""
+    last = curves[-1]
+    for c in fit.comparisons if len(curves) > 1 else ():
+        if (c.arm, c.budget) == (last.arm, last.budget):
+            return (c.high - c.low) / 2
+    return fit.noise.margin(sum(variance(c) for c in curves))
 
 
 def at_vertex(state: State, width: Width, target: float) -> list[Added]:
@@ -101,8 +102,8 @@ def at_vertex(state: State, width: Width, target: float) -> list[Added]:
             a for c in width.curves if not c.optimum for at in ("low", "vertex", "high") for a in more(state, c, at, 1)
         ]
     variances = [variance(c) for c in width.curves]
-    counts = [0] * len(variances)
-    while sum(counts) < MOST_SEEDS and margin(state.fit, variances) / width.loss > target:
+    counts, before = [0] * len(variances), sum(variances)
+    while sum(counts) < MOST_SEEDS and width.relative * math.sqrt(sum(variances) / before) > target:
         worst = variances.index(max(variances))
         counts[worst] += 1
         variances[worst] /= 1 + variances[worst]

@@ -48,7 +48,7 @@ def test_micro_batches_take_the_same_step_as_one_batch() -> None:
     config = subject(BaselineConfig(**SHAPE)).config
     tokens = torch.randint(256, (6, 33), generator=torch.Generator().manual_seed(0))
     whole, split = (Stepper(config, CPU, "fp32") for _ in range(2))
-    results = [stepper.step(tokens, micro, 1e-2) for stepper, micro in ((whole, 6), (split, 4))]
+    results = [stepper.step(tokens, micro, 1e-2, 0) for stepper, micro in ((whole, 6), (split, 4))]
     torch.testing.assert_close(results[0], results[1])
     moved = [(a - b).abs().max() for a, b in zip(whole.model.parameters(), split.model.parameters(), strict=True)]
     assert max(moved) < 1e-4

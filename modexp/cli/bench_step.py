@@ -31,6 +31,7 @@ def main(words: list[str]) -> int:
         "--sizes", metavar="SIZE,...", help="60k,220k; default: size=, or smallest, middle, largest of a sweep"
     )
     p.add_argument("--repeats", type=int, default=7, metavar="N", help="turns of each model (default: 7)")
+    p.add_argument("--no-memory", action="store_true", help="leave out peak memory, which takes a process a model")
     p.add_argument("--csv", metavar="FILE", help="write one row a model")
     p.add_argument("--profile", metavar="FILE", help="write a trace of a few steps of each, for ui.perfetto.dev")
     add_json(p)
@@ -51,7 +52,7 @@ def main(words: list[str]) -> int:
     widths = [s.config.model.shape[1] for s in subjects]
     precision = choose_precision(subjects[0].config.trainer.precision, device, widths)
     chosen = with_twins(subjects)
-    found = measure(chosen, device, precision, args.repeats)
+    found = measure(chosen, device, precision, args.repeats, with_memory=not args.no_memory)
     if args.csv:
         write_csv(Path(args.csv), found["rows"])
     if args.profile:
@@ -157,7 +158,7 @@ def print_step(found: dict[str, Any]) -> None:
                 f"{forward['milliseconds']:.3g} ms",
                 f"{forward['mfu']:.0%}",
                 f"{forward['efficiency']:.2f}" if "efficiency" in forward else "-",
-                f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB",
+                f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB" if "peak_memory_bytes" in row else "-",
             ]
         )
     optional = ("its MFU", "FLOP/s", "params", "its efficiency", "forward", "spread")

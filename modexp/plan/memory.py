@@ -21,6 +21,7 @@ STORING = 20  # while a checkpoint is written: no gradients, but a copy of the m
 # - a logit: itself, its float copy, its softmax, its gradient
 # Fitted to the resident high water of a step on CPU (docs/cost.md), which holds what an allocator keeps besides.
 KEPT = {"fp32": (78.0, 8.0, 8.0, 16.0), "bf16": (57.0, 4.0, 9.0, 14.5)}
+LOGIT = {"fp32": 8, "bf16": 10}  # bytes of a logit that is evaluated only
 
 
 def training_bytes_per_token(model: ModelConfig, data: DataConfig, precision: str = "fp32") -> float:
@@ -35,16 +36,19 @@ def training_bytes_per_token(model: ModelConfig, data: DataConfig, precision: st
     return of_width * blocks * d + of_hidden * inner + of_routed * routed * d + of_logit * data.vocab_size
 
 
+def step_bytes(model: ModelConfig, data: DataConfig, micro: int, precision: str) -> float:
+    """Most that a training step holds, ``micro`` sequences a pass."""
+    kept = micro * data.sequence_length * training_bytes_per_token(model, data, precision)
+    return STATE[precision] * ledger(model, data).params_total + kept
+
+
 def peak_bytes(model: ModelConfig, data: DataConfig, micro: int, precision: str) -> float:
     """Most that a run holds beside its libraries: in a step, an evaluation or while it writes a checkpoint."""
-    books = ledger(model, data)
-    step = STATE[precision] * books.params_total + micro * data.sequence_length * training_bytes_per_token(
-        model, data, precision
-    )
+    params = ledger(model, data).params_total
     sequences = max(1, EVAL_TOKENS // data.sequence_length)
-    logits = sequences * data.sequence_length * data.vocab_size * KEPT[precision][-1]
-    evaluation = 12 * books.params_total + logits  # no gradients, nothing kept of the blocks
-    return max(step, evaluation, STORING * books.params_total)
+    # no gradients, nothing kept of the blocks, but the logits of many tokens and their float log-softmax
+    evaluation = 12 * params + sequences * data.sequence_length * data.vocab_size * LOGIT[precision]
+    return max(step_bytes(model, data, micro, precision), evaluation, STORING * params)
 
 
 def micro_batch(

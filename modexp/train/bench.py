@@ -60,7 +60,8 @@ class Bench:
         self.tokens = torch.randint(config.data.vocab_size, (most, T + 1), device=device)
 
     def step(self, sequences: int) -> None:
-        self.stepper.step(self.tokens[:sequences], self.micro if sequences == self.subject.batch else sequences, LR)
+        micro = self.micro if sequences == self.subject.batch else sequences
+        self.stepper.step(self.tokens[:sequences], micro, LR, seed=0)
 
     @torch.no_grad()
     def forward(self) -> Tensor:

@@ -186,9 +186,9 @@ class Training:
         last = state.step == plan["steps"] - 1
         batch_size = plan["last_batch_size"] if last else plan["batch_size"]
         batch = self.batch(state.sequences, state.sequences + batch_size)
-        torch.manual_seed(self.config.seed * 2**31 + state.step)  # noise is a function of the step, not of history
+        noise = self.config.seed * 2**31 + state.step  # a function of the step, not of history
         lr = lr_at(state.step, plan["steps"], plan["warmup_steps"], plan["lr"], self.config.schedule.final_lr)
-        loss, norm = self.stepper.step(batch, state.micro, lr)
+        loss, norm = self.stepper.step(batch, state.micro, lr, noise)
         self.loss_sum += loss
         state.step += 1
         state.sequences += batch_size

@@ -28,11 +28,12 @@ class Stepper:
         self.optimizer = make_optimizer(self.model, config.optim)
         self.forward: Any = torch.compile(self.model) if config.trainer.compile else self.model
 
-    def step(self, batch: Tensor, micro: int, lr: float) -> tuple[Tensor, Tensor]:
-        """Train on ``batch`` (B, T + 1), ``micro`` sequences a pass, at rate ``lr``.
+    def step(self, batch: Tensor, micro: int, lr: float, seed: int) -> tuple[Tensor, Tensor]:
+        """Train on ``batch`` (B, T + 1), ``micro`` sequences a pass, at rate ``lr``; ``seed`` is of the routers' noise.
 
         Returns the mean loss in nats a token and the norm of the gradient, both still on the device.
         """
+        torch.manual_seed(seed)
         mean_loss = torch.zeros((), device=self.device)
         for chunk in batch.split(micro):
             with autocast(self.device, self.precision):

@@ -50,7 +50,6 @@ def main(words: list[str]) -> int:
         raise UserError(f"--noise {args.noise:g} is not a share in (0, 1)", "1 % is --noise 0.01")
 
     from modexp.cli.compose import arms_of, budgets_of, load_sweep
-    from modexp.plan.design import expect
     from modexp.sweep.study import plan_of
 
     names, overrides = split_words(args.words)
@@ -67,7 +66,7 @@ def main(words: list[str]) -> int:
         factor = factor_for(args.hours, lambda f: sum(cost.seconds for cost in costs_of(at(f), speed)))
     plan = at(factor)
     costs = costs_of(plan, speed)
-    expected = expect([run.plan for run in plan.runs if run.plan.lr_scale == 1], args.noise)
+    expected = expected_of(plan, args.noise)
     if args.json:
         print_json(to_json(plan, costs, args.price, speed) | {"design": [asdict(e) for e in expected]})
     else:
@@ -203,6 +202,16 @@ def print_costs(plan: StudyPlan, costs: Sequence[Cost], price: float | None, spe
             f"warning: {len(large)} runs, marked (!), do not fit into the device's {there:.3g} GiB;"
             f" {name} needs {most / 2**30:.3g}"
         )
+
+
+def expected_of(plan: StudyPlan, noise: float) -> list[Expectation]:
+    """What simulated studies of these runs say of the exponent; nothing for one budget, which has none."""
+    plans = [run.plan for run in plan.runs if run.plan.lr_scale == 1]
+    if len({p.budget for p in plans}) < 2:
+        return []
+    from modexp.plan.design import expect
+
+    return expect(plans, noise)
 
 
 def print_design(expected: Sequence[Expectation], noise: float) -> None:

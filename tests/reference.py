@@ -16,11 +16,14 @@ def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
 
 
 def rotated(x: Tensor, theta: float) -> Tensor:
-    """(T, P2) with the true position of every row, as complex numbers."""
+    """(T, 2P) with the true position of every row: pairs of neighbours, each turned by its own angle."""
     T, width = x.shape
     angle = torch.arange(T)[:, None] * theta ** (-torch.arange(0, width, 2) / width)
-    turned = torch.complex(x[:, : width // 2], x[:, width // 2 :]) * torch.polar(torch.ones_like(angle), angle)
-    return torch.cat((turned.real, turned.imag), dim=-1)
+    first, second = x[:, 0::2], x[:, 1::2]
+    out = torch.empty_like(x)
+    out[:, 0::2] = first * angle.cos() - second * angle.sin()
+    out[:, 1::2] = second * angle.cos() + first * angle.sin()
+    return out
 
 
 def dense_mlp(mlp: Any, x: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ def test_routed_keys_are_those_of_the_routed_tokens_at_their_true_positions() ->
         taken = model(tokens, causal=True).routings[0].taken
         handle.remove()
         _, decoder = decoded(model, tokens, [7, 30])
-        _, keys, _ = block.attention.project(block.attention_norm(seen["x"]), Rope(*model.rope))  # (B, H, T, 2P)
+        _, keys, _ = block.attention.project(block.attention_norm(seen["x"]), Rope(model.rope))  # (B, H, T, 2P)
     for row in range(2):
         n = int(taken[row].sum())
         torch.testing.assert_close(
@@ -229,7 +229,7 @@ def test_a_bypassing_row_costs_the_decision_alone() -> None:
         wanted = (torch.arange(4) < through)[:, None]
         block.choose = lambda x, w=wanted: choose(x)._replace(wanted=w)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            rope = Rope(*model.rope).at(decoder.lengths[:, None])
+            rope = Rope(model.rope).at(decoder.lengths[:, None])
             fresh = Fresh(packed(slice(None), torch.ones(4, 1, dtype=torch.bool), decoder.lengths), rope)
             block.extend(torch.randn(4, 1, 32), fresh, state)
         assert counter.get_total_flops() == 4 * (router + predictor) + through * block_flops

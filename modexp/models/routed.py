@@ -173,7 +173,7 @@ class RoutedBlock(Block):
         index, filled = pack(taken, most(taken))  # (R, k)
         at = (rows[:, None], index)
         gate = self.gate(choice.weights[at]) * filled
-        rope = Rope(*(table.squeeze(1)[at].unsqueeze(1) for table in fresh.rope))  # (R, 1, k, P)
+        rope = Rope(fresh.rope.turns[at])  # (R, k, 1, P, 2)
         chosen = x[at]  # (R, k, D)
         delta = self.extend_delta(chosen, rope, packed(rows, filled, state.cache.used), state) * gate.unsqueeze(-1)
         return x.index_put(at, chosen + delta.to(x.dtype))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from modexp.config.model import ModelConfig
 from modexp.models.cache import KVCache, Packed, State
+from modexp.models.fused import RMSNorm, rotate
 
 
 class Routing(NamedTuple):
@@ -33,34 +34,27 @@ class Output(NamedTuple):
 
 
 class Rope(NamedTuple):
-    """Cosines and sines of the true positions, broadcastable to (B, H, k, P)."""
+    """``turns`` (B or 1, k, 1, P, 2): cosines and sines of the true positions, for all heads."""
 
-    cos: Tensor
-    sin: Tensor
+    turns: Tensor
 
     def at(self, index: Tensor) -> Rope:
-        """For tokens that left their places: ``index`` (B, k) holds their true positions."""
-        return Rope(self.cos[index].unsqueeze(1), self.sin[index].unsqueeze(1))  # (B, 1, k, P)
-
-    def rotate(self, x: Tensor) -> Tensor:
-        """Su et al. 2021, sec. 3.4.2, on pairs (i, i + P) of each head."""
-        first, second = x.chunk(2, dim=-1)
-        cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
-        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        """For tokens that left their places: ``index`` (B, k) holds their positions in a table of one sequence."""
+        return Rope(self.turns[0, index])
 
 
 class Fresh(NamedTuple):
     """Tokens that a decoder has just met, n a row, right-padded."""
 
     tokens: Packed  # (B, n) of them, as a block that lets none pass by packs them
-    rope: Rope  # of their true positions, (B, 1, n, P)
+    rope: Rope  # of their true positions
 
 
 def rope_table(length: int, head_width: int, theta: float) -> Tensor:
-    """(2, length, P): cosines and sines of position x frequency."""
+    """(1, length, 1, P, 2): cosines and sines of position x frequency."""
     frequency = theta ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
     angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
-    return torch.stack((angle.cos(), angle.sin())).float()
+    return torch.stack((angle.cos(), angle.sin()), dim=-1).float()[None, :, None]
 
 
 class Attention(nn.Module):
@@ -74,9 +68,9 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
         B, k, D = x.shape
-        qkv = self.qkv(x).view(B, k, 3, self.heads, D // self.heads)
-        q, key, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, H, k, 2P)
-        return rope.rotate(q), rope.rotate(key), v
+        qk, v = self.qkv(x).view(B, k, 3 * self.heads, D // self.heads).split([2 * self.heads, self.heads], dim=2)
+        q, key = rotate(qk, rope.turns).transpose(1, 2).chunk(2, dim=1)  # (B, H, k, 2P)
+        return q, key, v.transpose(1, 2)
 
     def forward(self, x: Tensor, rope: Rope) -> Tensor:
         q, key, v = self.project(x, rope)
@@ -120,9 +114,9 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, mlp: nn.Module | None = None) -> None:
         super().__init__()
         _, width, heads = config.shape
-        self.attention_norm = nn.RMSNorm(width, eps=1e-6)
+        self.attention_norm = RMSNorm(width, eps=1e-6)
         self.attention = Attention(width, heads)
-        self.mlp_norm = nn.RMSNorm(width, eps=1e-6)
+        self.mlp_norm = RMSNorm(width, eps=1e-6)
         self.mlp = mlp or {"gelu": GeluMLP, "swiglu": SwigluMLP}[config.mlp](width, config.mlp_hidden)
 
     def delta(self, x: Tensor, rope: Rope) -> Tensor:
@@ -132,7 +126,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rope: Rope, causal: bool) -> tuple[Tensor, tuple[Routing, ...]]:
         """The stream after the block, and each decision that was taken in it."""
-        return x + self.delta(x, rope), ()
+        x = x + self.attention(self.attention_norm(x), rope)  # not x + delta: a pass over the stream less
+        return x + self.mlp(self.mlp_norm(x)), ()
 
     def new_state(self, batch: int, length: int) -> State:
         """What the block keeps of ``batch`` sequences of up to ``length`` tokens while they are decoded."""
@@ -166,7 +161,7 @@ class Transformer(nn.Module):
         _, width, heads = config.shape
         self.embedding = nn.Embedding(vocab_size, width)
         self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.norm = RMSNorm(width, eps=1e-6)
         self.head = nn.Linear(width, vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
@@ -180,7 +175,7 @@ class Transformer(nn.Module):
         a model without routing is causal either way.
         """
         x = self.embedding(tokens)  # (B, T, D)
-        rope = Rope(*self.rope[:, : tokens.shape[1]])
+        rope = Rope(self.rope[:, : tokens.shape[1]])
         routings: list[Routing] = []
         for block in self.blocks:
             x, decisions = block(x, rope, causal)

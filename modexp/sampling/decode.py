@@ -36,7 +36,7 @@ class Decoder:
         table = self.model.rope
         positions = self.lengths[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
         positions = positions.clamp(max=table.shape[1] - 1)  # of padding, which may hang over the end
-        fresh = Fresh(packed(slice(None), valid, self.lengths), Rope(*table).at(positions))
+        fresh = Fresh(packed(slice(None), valid, self.lengths), Rope(table).at(positions))
         x = self.model.embedding(tokens)  # (B, n, D)
         for block, state in zip(self.blocks, self.states, strict=True):
             x = block.extend(x, fresh, state)

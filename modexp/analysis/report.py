@@ -40,6 +40,7 @@ class Report:
     surfaces: tuple[SurfaceExponent, ...]
     interpolated: dict[str, InterpolatedExponent]  # by arm
     warnings: tuple[str, ...]
+    points: tuple[Point, ...]  # as trained: what the surfaces are fitted to
 
     def to_json(self) -> dict[str, Any]:
         surfaces = [{k: v for k, v in asdict(s).items() if k != "draws"} for s in self.surfaces]
@@ -84,7 +85,7 @@ def report(
         curves = {c.flops: [(p.x, p.loss) for p in c.points] for c in fit.curves if c.arm == arm and c.points}
         interpolated[arm] = fit_interpolated(curves, fit.noise_sd if resamples else None, level, resamples)
         warnings += [s for s in (sum_of_exponents(arm, kept, fit), astray(arm, mine)) if s]
-    return Report(fit, tuple(surfaces), interpolated, tuple(warnings))
+    return Report(fit, tuple(surfaces), interpolated, tuple(warnings), tuple(points))
 
 
 def excluded(records: Sequence[Record], axis: str, highest: int, by_surface: bool) -> list[DroppedRun]:

@@ -7,9 +7,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from modexp.errors import UserError
+
+if TYPE_CHECKING:
+    from modexp.analysis.isoflop import StudyFit
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,6 +46,14 @@ def add_convention(p: argparse.ArgumentParser, also: str = "") -> None:
         metavar="NAME",
         help=f"count FLOPs as matmul | causal | chinchilla | palm | kaplan | 6n{also} (default: as planned)",
     )
+
+
+def add_exclusions(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--nearest", type=int, metavar="K", help="fit parabolas to the K sizes nearest each lowest loss")
+    p.add_argument(
+        "--drop-highest", type=int, default=0, metavar="K", help="leave out the K highest losses of each arm"
+    )
+    p.add_argument("--drop-outliers", action="store_true", help="leave out runs far off their arm's loss surface")
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -85,6 +96,41 @@ def study_records(study: Path, convention: str | None = None) -> list[dict[str, 
     for sentence in damaged:
         note(f"warning: left out: {sentence}")
     return rows
+
+
+def table_path(name: str | None) -> Path | None:
+    """The table that is named; None where a study is."""
+    return Path(name) if name and name.endswith((".csv", ".tsv")) else None
+
+
+def read_csv(path: Path, columns: str | None) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Somebody else's runs as records, and what the methods sheet says of them; what was assumed is told."""
+    from modexp.analysis.table import parse_columns, read_table
+
+    rows, assumed = read_table(path, parse_columns(columns) if columns else None)
+    for sentence in assumed:
+        note(f"assumed: {sentence}")
+    return rows, {
+        "table": str(path),
+        "trained": "elsewhere; nothing is known but the table",
+        "assumed": "; ".join(assumed),
+    }
+
+
+def convention_fits(
+    study: Path, axis: str, level: float, baseline: str | None = None
+) -> tuple[dict[str, StudyFit], dict[str, str]]:
+    """The study's parabolas under every convention, and a sentence for each that refuses."""
+    from modexp.analysis.isoflop import fit_study
+    from modexp.flops.ledger import CONVENTIONS
+
+    fits, refusals = {}, {}
+    for name in CONVENTIONS:
+        try:
+            fits[name] = fit_study(study_records(study, name), axis, level, baseline)
+        except UserError as error:
+            refusals[name] = error.sentence
+    return fits, refusals
 
 
 def note(sentence: str) -> None:

@@ -7,16 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from modexp.cli.common import (
     add_convention,
+    add_exclusions,
     add_json,
     add_study,
+    convention_fits,
     note,
     one_name,
     parser,
     print_json,
     print_table,
+    read_csv,
     split_words,
     study_path,
     study_records,
+    table_path,
 )
 from modexp.errors import UserError
 
@@ -43,11 +47,7 @@ def main(words: list[str]) -> int:
         "--baseline", metavar="ARM", help="compare with this arm (default: baseline, or the first dense one)"
     )
     p.add_argument("--resamples", type=int, default=1000, help="of each surface's bootstrap; 0: none (default: 1000)")
-    p.add_argument("--nearest", type=int, metavar="K", help="fit parabolas to the K sizes nearest each lowest loss")
-    p.add_argument(
-        "--drop-highest", type=int, default=0, metavar="K", help="leave out the K highest losses of each arm"
-    )
-    p.add_argument("--drop-outliers", action="store_true", help="leave out runs far off their arm's loss surface")
+    add_exclusions(p)
     p.add_argument("--out", metavar="DIR", help="where fit.json and methods.md go (default: the study)")
     p.add_argument("words", nargs="*", metavar="STUDY | FILE.csv")
     args = p.parse_intermixed_args(words)
@@ -57,7 +57,7 @@ def main(words: list[str]) -> int:
     if args.resamples < 0:
         raise UserError(f"--resamples {args.resamples} is negative", "0 leaves the bootstrap out")
     name = args.study or one_name(names, "") or None
-    table = Path(name) if name and name.endswith((".csv", ".tsv")) else None
+    table = table_path(name)
     if args.columns and not table:
         raise UserError(
             "--columns names the columns of a CSV, and none is given", "modexp fit points.csv --columns ..."
@@ -103,19 +103,6 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def read_csv(path: Path, columns: str | None) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    from modexp.analysis.table import parse_columns, read_table
-
-    rows, assumed = read_table(path, parse_columns(columns) if columns else None)
-    for sentence in assumed:
-        note(f"assumed: {sentence}")
-    return rows, {
-        "table": str(path),
-        "trained": "elsewhere; nothing is known but the table",
-        "assumed": "; ".join(assumed),
-    }
-
-
 def study_facts(study: Path) -> dict[str, str]:
     """What the methods sheet says of how the runs were trained."""
     from modexp.runs import run_dirs
@@ -138,16 +125,11 @@ def print_conventions(study: Path, args: Any) -> int:
     """The parabola's exponents and the last budget's optimum of every arm, read under every convention."""
     from dataclasses import asdict
 
-    from modexp.analysis.isoflop import fit_study
-    from modexp.flops.ledger import CONVENTIONS
     from modexp.wording import size_text
 
-    fits: dict[str, StudyFit] = {}
-    for name in CONVENTIONS:
-        try:
-            fits[name] = fit_study(study_records(study, name), args.axis, args.level, args.baseline)
-        except UserError as error:
-            note(f"{name}: {error.sentence}")
+    fits, refusals = convention_fits(study, args.axis, args.level, args.baseline)
+    for name, refusal in refusals.items():
+        note(f"{name}: {refusal}")
     if args.json:
         print_json({name: fit.to_json() for name, fit in fits.items()})
         return 0

@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modexp.cli.common import add_study, note, parser, study_path, study_records
+from modexp.cli.common import (
+    add_convention,
+    add_exclusions,
+    add_study,
+    note,
+    parser,
+    study_path,
+    study_records,
+    table_path,
+)
 from modexp.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,11 +31,22 @@ FIGURES = {
     "sampling": "causal beside top-k loss, run by run (Fig. 6 left)",
     "predictor": "the predictor's accuracy, precision and recall against the step (Fig. 6 right)",
     "mode": "loss against relative FLOPs per forward pass, all arms (Fig. 7)",
+    "fit": "optimum and optimal loss against training FLOPs, exponents, the loss surface; also of a CSV",
+    "residuals": "what parabolas and loss surface leave over, outliers by name; also of a CSV",
+    "exponents": "exponents by every method and with a budget left out, with intervals; also of a CSV",
+    "conventions": "exponents and arms compared under every FLOP convention",
 }
+FITS = ("fit", "residuals", "exponents")  # those of a whole report, which a table has too
 # which figures a flag speaks to; given to another one it is refused
 FLAGS = {
     "x": ("curves",),
-    "axis": ("isoflop",),
+    "axis": ("isoflop", *FITS, "conventions"),
+    "level": ("isoflop", "frontier", "mode", *FITS, "conventions"),
+    "convention": FITS,
+    "columns": FITS,
+    "nearest": FITS,
+    "drop_highest": FITS,
+    "drop_outliers": FITS,
     "run": ("curves", "predictor", "routing"),
     "text": ("routing",),
 }
@@ -38,17 +58,29 @@ def main(words: list[str]) -> int:
     p.epilog = "figures\n" + "\n".join(f"  {name:<10} {text}" for name, text in FIGURES.items())
     add_study(p)
     p.add_argument("figure", choices=FIGURES, metavar="FIGURE", help="one of those below")
-    p.add_argument("name", nargs="?", metavar="STUDY", help="as --study")
+    p.add_argument("name", nargs="?", metavar="STUDY | FILE.csv", help="as --study; fit, residuals, exponents: a CSV")
     p.add_argument("--x", choices=("flops", "tokens", "steps"), help="axis of the learning curves (default: flops)")
-    p.add_argument("--axis", metavar="SIZE", help="size axis of isoflop: params (default), active, ...")
+    p.add_argument("--axis", metavar="SIZE", help="size axis of isoflop and fits: params (default), active, ...")
+    add_convention(p)
+    p.add_argument("--columns", metavar="NAME=COLUMN,...", help="of a CSV, as of modexp fit")
+    add_exclusions(p)
     p.add_argument("--run", action="append", metavar="RUN", help="of curves, predictor, routing; repeatable")
     p.add_argument("--text", help="what routing routes")
-    p.add_argument("--out", metavar="DIR", help="where to write (default: the study's directory)")
+    p.add_argument("--out", metavar="DIR", help="where to write (default: the study; of a CSV: here)")
     args = p.parse_args(words)
     for flag, figures in FLAGS.items():
-        if getattr(args, flag) is not None and args.figure not in figures:
-            raise UserError(f"--{flag} says nothing to the figure {args.figure}", f"it is for {', '.join(figures)}")
+        if getattr(args, flag) != p.get_default(flag) and args.figure not in figures:
+            name = flag.replace("_", "-")
+            raise UserError(f"--{name} says nothing to the figure {args.figure}", f"it is for {', '.join(figures)}")
 
+    axis = args.axis or "params"
+    if args.figure in FITS:
+        from modexp.cli.plot_fits import draw_fit
+
+        tell_drawn(draw_fit(args, axis))
+        return 0
+    if table := table_path(args.study or args.name):
+        raise UserError(f"{table} is a table, and {args.figure} draws a study", f"of a table: {', '.join(FITS)}")
     study = study_path(args.study or args.name, args.runs_dir)
     out = Path(args.out) if args.out else study
     if args.figure == "curves":
@@ -57,8 +89,12 @@ def main(words: list[str]) -> int:
         draw_predictor(study, out, args.run)
     elif args.figure == "routing":
         draw_routing(study, out, args.run, args.text)
+    elif args.figure == "conventions":
+        from modexp.cli.plot_fits import draw_conventions
+
+        tell_drawn(draw_conventions(study, out, axis, args.level))
     else:
-        draw_records(study, out, args.figure, args.axis or "params")
+        draw_records(study, out, args.figure, axis, args.level)
     return 0
 
 
@@ -69,28 +105,30 @@ def unit_of(study: Path) -> str:
     return "byte" if run_dirs(study)[0].config().data.tokenizer == "bytes" else "token"
 
 
-def draw_records(study: Path, out: Path, name: str, axis: str) -> None:
+def draw_records(study: Path, out: Path, name: str, axis: str, level: float) -> None:
     from modexp.analysis.points import is_guard
     from modexp.plots import capacity, frontier, sampling
 
     rows = [row for row in study_records(study) if not is_guard(row)]
     look: dict[str, Any] = {"title": study.name, "unit": unit_of(study)}
     if name == "isoflop":
-        draw_isoflop(study, rows, out, axis)
+        draw_isoflop(study, rows, out, axis, level)
     elif name == "capacity":
         tell_drawn(capacity.draw(rows, out, **look))
     elif name == "sampling":
         tell_drawn(sampling.draw(rows, out, **look))
     else:
-        tell_drawn(frontier.draw(rows, out, name, **look, sized=name == "frontier"))
+        tell_drawn(frontier.draw(rows, out, name, **look, sized=name == "frontier", level=level))
 
 
-def draw_isoflop(study: Path, rows: Sequence[dict[str, Any]], out: Path | None = None, axis: str = "params") -> None:
+def draw_isoflop(
+    study: Path, rows: Sequence[dict[str, Any]], out: Path | None = None, axis: str = "params", level: float = 0.90
+) -> None:
     from modexp.analysis.points import is_guard
     from modexp.plots import isoflop
 
     rows = [row for row in rows if not is_guard(row)]
-    tell_drawn(isoflop.draw(rows, out or study, title=study.name, unit=unit_of(study), axis=axis))
+    tell_drawn(isoflop.draw(rows, out or study, title=study.name, unit=unit_of(study), axis=axis, level=level))
 
 
 def draw_curves(study: Path, out: Path, x: str, names: Sequence[str] | None) -> None:

@@ -10,15 +10,15 @@ import csv
 import io
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from modexp.errors import UserError
 from modexp.files import write_bytes, write_text
-from modexp.wording import size_text
+from modexp.wording import budget_text, size_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -207,17 +207,32 @@ def footer_height(rows: int, note_lines: int) -> float:
     return 0.16 * rows + 0.125 * note_lines + 0.15
 
 
-def size_axis(axes: Axes, low: float, high: float) -> None:
-    """A log axis for sizes that reads 10k, 100k, 1M, 220M, from one decade to six."""
+def size_axis(
+    axes: Axes, low: float, high: float, name: Literal["x", "y"] = "x", text: Callable[[float], str] = size_text
+) -> None:
+    """A log axis for sizes that reads 10k, 100k, 1M, 220M, from one decade to six; ``text`` writes the ticks."""
     from matplotlib.ticker import FixedLocator, NullFormatter
 
-    axes.set_xscale("log")
+    limits = size_limits(low, high)
+    axes.set(**{f"{name}scale": "log", f"{name}lim": limits})
+    axis = axes.xaxis if name == "x" else axes.yaxis
+    axis.set_major_locator(FixedLocator(size_ticks(*limits)))
+    axis.set_major_formatter(lambda value, _: text(value))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def size_limits(low: float, high: float) -> tuple[float, float]:
+    """Of a log axis that shows ``low`` .. ``high``."""
     pad = max((high / low) ** 0.06, 1.1)  # wide enough that three digits tell the ticks apart
-    axes.set_xlim(low / pad, high * pad)
-    ticks = size_ticks(low / pad, high * pad)
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(lambda x, _: size_text(x))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    return low / pad, high * pad
+
+
+def flops_axis(axes: Axes, low: float, high: float) -> None:
+    """A log axis for training FLOPs that reads 6e18, 1e19, 2e19; a single tick where there is one budget."""
+    size_axis(axes, low, high, text=lambda value: budget_text(float(f"{value:.3g}")))
+    if high < 1.05 * low:
+        axes.set_xticks([math.sqrt(low * high)])
+        axes.set_xticks([], minor=True)
 
 
 def size_ticks(low: float, high: float) -> list[float]:

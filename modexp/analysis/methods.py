@@ -86,7 +86,7 @@ def method_line(report: Report, method: str, text: str) -> str:
         for s in fitted
         if s.surface
     )
-    refits = f"; intervals by residual bootstrap, {min(s.refits for s in fitted)} refits" if fitted[0].refits else ""
+    refits = f"; intervals by bootstrap of the runs, {min(s.refits for s in fitted)} refits" if fitted[0].refits else ""
     return f"- {text}; {starts}{refits}."
 
 

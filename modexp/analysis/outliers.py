@@ -35,7 +35,7 @@ class Outlier:
 
 def highest_rule(count: int) -> str:
     """The rule behind ``highest_losses``, to be printed with the fit."""
-    return f"The {count} highest losses are left out, as asked for."
+    return f"The {count} highest losses of each arm are left out, as asked for."
 
 
 def highest_losses(loss: Losses, count: int) -> tuple[Outlier, ...]:

@@ -234,9 +234,7 @@ def fitted(runs_dir: Path, out: Path, capsys: pytest.CaptureFixture[str], *words
     return json.loads(capsys.readouterr().out)
 
 
-def test_under_the_planned_convention_nothing_moves(
-    runs_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_under_the_planned_convention_nothing_moves(runs_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert records(runs_dir / "s", convention="matmul") == records(runs_dir / "s")
     plain = fitted(runs_dir, tmp_path, capsys)
     assert fitted(runs_dir, tmp_path, capsys, "--convention", "matmul") == plain

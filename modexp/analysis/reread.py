@@ -5,9 +5,9 @@ a curve through them as they stand is no isoFLOP curve. Each loss is therefore m
 baseline's runs of that budget spent on average, along a quadratic surface of loss in ln size and ln FLOPs fitted to all
 runs of its arm. What moves is the difference of two points on the surface: the run's own residual stays with it.
 
-Two budgets cannot tell all six terms apart, so there one is taken for zero: the product of ln size and ln (FLOPs / size),
-as in every surface f(N) + g(D), FLOPs over size being nearly D. With ln FLOPs squared for zero instead, exponents came
-out .02 to .1 off and not .002 to .02 (tests/test_reread.py).
+Two budgets cannot tell all six terms apart, so there one is taken for zero: the product of ln size and
+ln (FLOPs / size), as in every surface f(N) + g(D), FLOPs over size being nearly D. With ln FLOPs squared for zero
+instead, exponents came out .02 to .1 off and not .002 to .02 (as in tests/test_reread.py).
 """
 
 from __future__ import annotations

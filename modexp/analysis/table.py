@@ -67,9 +67,8 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> tuple[li
         assumed.append(f"{third} from C = 6 N D")
     if "budget" not in present:
         budgets = group_by_flops(records)
-        assumed.append(
-            f"{budgets} budget{'s' if budgets > 1 else ''}: rows whose FLOPs lie within {ONE_BUDGET - 1:.0%} of a neighbour's share one"
-        )
+        several = f"{budgets} budget{'s' if budgets > 1 else ''}"
+        assumed.append(f"{several}: rows whose FLOPs lie within {ONE_BUDGET - 1:.0%} of a neighbour's share one")
     return records, assumed
 
 

@@ -81,7 +81,7 @@ def test_chinchilla_by_the_command_line(capsys: Captured, tmp_path: Path):
     assert {name: round(surface[name], k) for name, (_, k) in digits.items()} == {n: v for n, (v, _) in digits.items()}
     assert three["exponent"] == pytest.approx(0.5139, abs=1e-4)
     low, high = three["intervals"]["a"]
-    assert low < 0.5126 < high, "Besiroglu et al.'s own exponent"
+    assert low < 0.5126 < high, "the exponent of Besiroglu et al.'s rounded alpha and beta"
     sheet = (tmp_path / "methods.md").read_text()
     assert all(f"left out: {d['run']}: {d['reason']}" in sheet for d in found["dropped"])
 

@@ -80,5 +80,21 @@ def test_commands_load_only_what_they_need(words: list[str], allowed: set[str], 
     assert loaded_by(code, tmp_path) <= allowed
 
 
+@pytest.mark.parametrize("command", ["fit", "compare"])
+def test_a_fit_that_succeeds_loads_nothing_heavy(command: str, tmp_path: Path) -> None:
+    """Every module a fit uses is loaded when it fits: surfaces, bootstrap, Akima, tables and sheets included."""
+    code = (
+        "from tests.studies import CHINCHILLA, on_surface, optimum\nimport modexp.analysis.records, numpy\n"
+        "grid = numpy.geomspace(0.3, 3, 7)\n"
+        "rows = [r | {'flops_per_token': 2 * r['params_total']} for arm in ('baseline', 'mod')"
+        " for c in (1e18, 1e19, 1e20) for r in on_surface(c, optimum(c, CHINCHILLA)[0] * grid, CHINCHILLA, arm=arm)]\n"
+        "modexp.analysis.records.records = lambda *_: rows\n"
+        "import modexp.cli.fit\nmodexp.cli.fit.study_facts = lambda study: {}\n"
+        f"from modexp.cli import run\nassert run([{command!r}, 'runs', '--json']) == 0\nprint()"
+    )
+    (tmp_path / "runs").mkdir()
+    assert loaded_by(f"sys.path.insert(0, {str(Path(__file__).resolve().parents[1])!r})\n{code}", tmp_path) == set()
+
+
 def test_importing_modexp_loads_nothing_heavy(tmp_path: Path) -> None:
     assert loaded_by("import modexp", tmp_path) == set()

@@ -271,7 +271,7 @@ def test_spoilt_points_are_found_and_named():
 
 @needs_epoch
 def test_residuals_put_the_published_five_first_but_do_not_stop_there(epoch):
-    """Why the count must be asked for: 12.3 standard deviations are the fifth's, 10.3 the sixth's."""
+    """Why the count must be asked for: 12.1 standard deviations are the fifth's, 10.2 the sixth's."""
     found = [o.index for o in outliers(*epoch)]
     assert set(found[:5]) == {o.index for o in highest_losses(epoch[2], 5)}
     assert len(found) == 9

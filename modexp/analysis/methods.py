@@ -86,7 +86,7 @@ def method_line(report: Report, method: str, text: str) -> str:
         for s in fitted
         if s.surface
     )
-    refits = f"; intervals by residual bootstrap, {min(s.refits for s in fitted)} refits" if fitted[0].refits else ""
+    refits = f"; intervals by bootstrap of the runs, {min(s.refits for s in fitted)} refits" if fitted[0].refits else ""
     return f"- {text}; {starts}{refits}."
 
 
@@ -102,7 +102,7 @@ def result_lines(report: Report) -> list[str]:
         ratio = "-" if out.predicted is None else f"{out.predicted / out.found:.3f}"
         exponent = "-" if out.exponent is None else f"{out.exponent:.4f}"
         lines.append(f"| {out.arm} | {budget_text(out.budget)} | {exponent} | {ratio} |")
-    sentences = [w for s in report.surfaces for w in s.warnings] + list(report.warnings)
+    sentences = [f"{s.arm}, {s.method}: {w}" for s in report.surfaces for w in s.warnings] + list(report.warnings)
     few = [c for c in report.fit.curves if c.num_sizes < MIN_SIZES]
     for c in report.fit.curves:
         notes = (c.refusal, *c.warnings) if c not in few else ()

@@ -9,7 +9,7 @@ from typing import Any
 from modexp.analysis.bootstrap import Bootstrap, bootstrap
 from modexp.analysis.interpolate import InterpolatedExponent, fit_interpolated
 from modexp.analysis.isoflop import StudyFit, fit_study
-from modexp.analysis.outliers import highest_losses, outliers
+from modexp.analysis.outliers import RESIDUAL_RULE, highest_losses, highest_rule, outliers
 from modexp.analysis.points import DroppedRun, Point, Record, arms_of, select
 from modexp.analysis.surface import PENALTIES, Cost, Surface, fit_cost, fit_surface
 
@@ -75,7 +75,8 @@ def report(
     gone = {d.run for d in left_out}
     kept = [r for r in records if str(r["run"]) not in gone]
     fit = fit_study(kept, axis, level, baseline, nearest)
-    fit = replace(fit, dropped=(*left_out, *fit.dropped))
+    asked = [highest_rule(drop_highest)] * bool(drop_highest) + [RESIDUAL_RULE] * drop_outliers
+    fit = replace(fit, dropped=(*left_out, *fit.dropped), rule=" ".join([fit.rule, *asked]))
     points, _ = select(kept, axis)  # as trained: a surface needs no equal FLOPs, so a re-reading moves nothing
     surfaces: list[SurfaceExponent] = []
     interpolated, warnings = {}, []
@@ -94,10 +95,11 @@ def excluded(records: Sequence[Record], axis: str, highest: int, by_surface: boo
     dropped = []
     for arm in dict.fromkeys(p.arm for p in points):
         mine = [p for p in points if p.arm == arm]
-        found = highest_losses([p.loss for p in mine], highest) if highest else ()
-        if by_surface:
-            found = (*found, *outliers([p.x for p in mine], [p.tokens for p in mine], [p.loss for p in mine]))
-        dropped += [DroppedRun(mine[o.index].run, arm, mine[o.index].budget, o.reason) for o in found]
+        top = highest_losses([p.loss for p in mine], highest) if highest else ()
+        rest = [p for i, p in enumerate(mine) if i not in {o.index for o in top}]
+        off = outliers([p.x for p in rest], [p.tokens for p in rest], [p.loss for p in rest]) if by_surface else ()
+        found = [(mine[o.index], o.reason) for o in top] + [(rest[o.index], o.reason) for o in off]
+        dropped += [DroppedRun(p.run, arm, p.budget, reason) for p, reason in found]
     return dropped
 
 

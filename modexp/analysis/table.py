@@ -14,6 +14,7 @@ from typing import Any
 from modexp.errors import UserError
 
 COLUMNS = ("loss", "flops", "params", "tokens", "budget", "arm", "seed")
+MAY_LACK = ("loss", "seed")  # in a row: a run without a loss is left out of the fit, one without a seed has seed 0
 ONE_BUDGET = 1.01  # ratio of neighbours' FLOPs up to which rows without a budget column share one
 
 
@@ -37,7 +38,7 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> tuple[li
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-            rows = list(reader)
+            rows = [(reader.line_num, row) for row in reader]  # blank lines are skipped, and counted
             header = list(reader.fieldnames or [])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
@@ -57,16 +58,17 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> tuple[li
             f"{path} names no column for {lacking}",
             f"say which is which: --columns flops=COLUMN,params=COLUMN,loss=COLUMN; its columns: {', '.join(header)}",
         )
-    records = [record_of(path, line, row, names, present) for line, row in enumerate(rows, start=2)]
+    if not rows:
+        raise UserError(f"{path} has a header and no rows", "give a CSV with one row a run")
+    records = [record_of(path, line, row, names, present) for line, row in rows]
     assumed = []
     if len(sizes) == 2:
         (third,) = {"flops", "params", "tokens"} - sizes
         assumed.append(f"{third} from C = 6 N D")
     if "budget" not in present:
         budgets = group_by_flops(records)
-        assumed.append(
-            f"{budgets} budgets: rows whose FLOPs lie within {ONE_BUDGET - 1:.0%} of a neighbour's share one"
-        )
+        several = f"{budgets} budget{'s' if budgets > 1 else ''}"
+        assumed.append(f"{several}: rows whose FLOPs lie within {ONE_BUDGET - 1:.0%} of a neighbour's share one")
     return records, assumed
 
 
@@ -81,10 +83,15 @@ def record_of(
             value = float(text)
         except ValueError:
             value = math.nan
-        if name == "loss" and not text:
+        if name in MAY_LACK and not text:
             return None
-        if name != "loss" and not ((math.isfinite(value) and value > 0) or name == "seed"):
-            raise UserError(f"{path}, line {line}: {names[name]}={text or 'nothing'} is not a positive number")
+        diverged = name == "loss" and text.lower().lstrip("+-") in ("nan", "inf", "infinity")
+        if not diverged and not (math.isfinite(value) and (value > 0 or name == "seed")):
+            raise UserError(
+                f"{path}, line {line}: {names[name]}={text or 'nothing'} is not a"
+                f" {'number' if name == 'seed' else 'positive number'}",
+                "mend the row, or take it out",
+            )
         return value
 
     flops, params, tokens, seed = (number(name) for name in ("flops", "params", "tokens", "seed"))

@@ -56,6 +56,8 @@ def main(words: list[str]) -> int:
         raise UserError(f"{overrides[0]} is a setting, and a fit has none", "choose the axis with --axis NAME")
     if args.resamples < 0:
         raise UserError(f"--resamples {args.resamples} is negative", "0 leaves the bootstrap out")
+    if args.drop_highest < 0:
+        raise UserError(f"--drop-highest {args.drop_highest} is negative", "0 leaves no run out")
     name = args.study or one_name(names, "") or None
     table = table_path(name)
     if args.columns and not table:

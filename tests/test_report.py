@@ -16,7 +16,7 @@ from modexp.analysis.isoflop import fit_study
 from modexp.analysis.methods import methods_sheet
 from modexp.analysis.report import Report, report
 from modexp.cli import run as modexp
-from modexp.cli.fit import print_left_out
+from modexp.cli.fit_tables import print_left_out
 from tests.studies import EXERCISE, curve, on_surface, optimum, record
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -17,9 +17,9 @@ from modexp.analysis.compare import (
     Shared,
     difference_of,
     estimator,
-    height_gradient,
     pairs_of,
     shared_noise,
+    vertex_weights,
     with_baseline,
 )
 from modexp.analysis.curve import CurveFit
@@ -27,7 +27,7 @@ from modexp.analysis.isoflop import StudyFit
 from modexp.analysis.parabola import Parabola
 from modexp.errors import UserError
 
-CANDIDATES = 801  # ratios that are tried, evenly spaced in their logarithm
+CANDIDATES = 401  # ratios that are tried, evenly spaced in their logarithm
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def compare_curves(ours: CurveFit, theirs: CurveFit, shared: Shared) -> ArmCompa
     mine, base = parabola_of(ours), parabola_of(theirs)
     start = math.log(base.vertex)
     ratios = np.linspace(math.log(mine.x_low) - start, math.log(mine.vertex) - start, CANDIDATES)
-    gaps, margins = np.array([gap_at(q + start, ours, theirs, shared) for q in ratios]).T
+    gaps, margins = gaps_at(ratios + start, ours, theirs, shared)
     below = np.flatnonzero(gaps <= 0)  # the flank falls: from the first of these on the arm is at least as good
     allowed = np.abs(gaps) <= margins
     allowed[below[:1]] = True  # the root itself, between candidates where there is no noise
@@ -86,20 +86,21 @@ def parabola_of(curve: CurveFit) -> Parabola:
     return curve.parabola
 
 
-def gap_at(log_x: float, ours: CurveFit, theirs: CurveFit, shared: Shared) -> tuple[float, float]:
-    """(arm's loss at ``log_x`` less the baseline's best loss, half-width of its interval), nats.
+def gaps_at(log_x: np.ndarray, ours: CurveFit, theirs: CurveFit, shared: Shared) -> tuple[np.ndarray, np.ndarray]:
+    """(arm's loss at each ``log_x`` less the baseline's best loss, half-width of its interval), nats, (candidates,).
 
     ``log_x`` stands at a given ratio to the baseline's optimum, so it moves with that optimum.
     """
     mine, base = parabola_of(ours), parabola_of(theirs)
-    u, u0 = log_x - mine.centre, base.vertex_u
+    u = log_x - mine.centre
+    c0, c1, c2 = mine.coefficients
     _, b1, b2 = base.coefficients
-    slope = mine.coefficients[1] + 2 * mine.coefficients[2] * u
     vertex_gradient = np.array([0.0, -1 / (2 * b2), b1 / (2 * b2 * b2)])
-    on_ours = height_gradient(mine, u) @ estimator(ours)
-    on_theirs = (slope * vertex_gradient - height_gradient(base, u0)) @ estimator(theirs)
+    on_ours = np.vander(u, 3, increasing=True) @ estimator(ours)
+    on_theirs = np.outer(c1 + 2 * c2 * u, vertex_gradient @ estimator(theirs)) - vertex_weights(theirs)
     joint = pairs_of(ours.points, theirs.points)
-    return mine.loss(math.exp(log_x)) - base.vertex_loss, shared.margin(on_ours, on_theirs, joint)
+    margins = np.array([shared.margin(*weights, joint) for weights in zip(on_ours, on_theirs, strict=True)])
+    return c0 + u * (c1 + u * c2) - base.vertex_loss, margins
 
 
 def speed_ratio(ours: CurveFit, theirs: CurveFit, log_x: float) -> float | None:

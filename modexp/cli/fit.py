@@ -25,7 +25,7 @@ from modexp.cli.common import (
 from modexp.errors import UserError
 
 if TYPE_CHECKING:
-    from modexp.analysis.isoflop import StudyFit
+    pass
 
 
 def main(words: list[str]) -> int:

@@ -53,7 +53,7 @@ class Reference(nn.Module):
 
 
 def reference_step(shape: tuple[int, ...], precision: str, compiled: bool) -> Any:
-    layers, width, heads, T, B = shape
+    layers, width, heads, T, _ = shape
     model = Reference(layers, width, heads, T)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     forward: Any = torch.compile(model) if compiled else model

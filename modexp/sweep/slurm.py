@@ -241,8 +241,8 @@ def sbatch(study: Path, runs: Sequence[RunDir], asked: Resources, settings: Slur
 
 
 REMEDIES = {
-    "partition": "sinfo --summarize lists the partitions; set launcher.partition",
     "account": "set launcher.account, launcher.qos and launcher.partition as your cluster wants them",
+    "partition": "sinfo --summarize lists the partitions; set launcher.partition",
     "time limit": "set launcher.hours within the partition's limit: a run that needs more is queued again",
     "configuration is not available": "no node has that much: see launcher.gpus, memory_gb and constraint,"
     " and trainer.threads",
@@ -257,7 +257,7 @@ def remedy(said: str) -> str:
 
 def last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it gave no reason"
+    return lines[-1].removeprefix("sbatch: error: ") if lines else "it gave no reason"
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from pathlib import Path
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "sinfo")
 PATIENCE = 20.0  # seconds for a start or a stop
-GRACE = 10  # seconds between a preemption's warning and its SIGKILL
+GRACE = 10  # seconds from the signal that warns of a preemption to SIGTERM, and from that to SIGKILL
 
 CONFIG = """\
 ClusterName=modexp
@@ -56,7 +56,7 @@ SlurmctldLogFile={folder}/log/slurmctld.log
 SlurmdLogFile={folder}/log/slurmd.log
 SlurmdParameters=config_overrides
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=8000 State=UNKNOWN
-PartitionName=low Nodes={host} Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime={grace} PreemptMode=REQUEUE
+PartitionName=low Nodes={host} Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime={warning} PreemptMode=REQUEUE
 PartitionName=high Nodes={host} MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
 """
 
@@ -92,7 +92,7 @@ def wait_until(done: Callable[[], object], seconds: float = PATIENCE) -> None:
 def cluster(folder: Path, cpus: int = 1, user_signal: bool = True) -> Iterator[Path]:
     """Start it, give its slurm.conf, cancel what runs and stop it. SLURM_CONF names it meanwhile; log/ tells its story.
 
-    ``user_signal``: a preempted job is sent the signal it asked for, as clusters may choose; else SIGTERM alone.
+    ``user_signal``: a preempted job is sent the signal it asked for, as clusters may choose; else SIGTERM at once.
     """
     for name in ("state", "spool", "log"):
         (folder / name).mkdir(parents=True)
@@ -102,7 +102,7 @@ def cluster(folder: Path, cpus: int = 1, user_signal: bool = True) -> Iterator[P
     config.write_text(
         CONFIG.format(
             host=host, control_port=control_port, node_port=node_port, user=getpass.getuser(), folder=folder,
-            cpus=cpus, preemption=preemption, grace=GRACE,
+            cpus=cpus, preemption=preemption, warning=GRACE if user_signal else 0, grace=GRACE,
         )
     )  # fmt: skip
     before = os.environ.get("SLURM_CONF")

@@ -452,6 +452,7 @@ class TestRealSlurm:
         sweeps = Sweeps(tmp_path, tiny)
         first = sweeps.start()
         wait_until(lambda: any(run.metrics() for run in sweeps.runs()), 60)
+        subprocess.run(["scontrol", "hold", "1_1"], check=True)
         os.killpg(first.pid, signal.SIGINT)
         said, _ = first.communicate()
         assert first.returncode == 130
@@ -460,9 +461,11 @@ class TestRealSlurm:
         status = [sys.executable, "-m", "modexp", "status", "small"]
         told = subprocess.run(status, cwd=tmp_path, capture_output=True, text=True).stdout
         assert "queued" in told
-        assert "job 1_1 pending" in told
+        assert "job 1_1 pending: JobHeld" in told
+        subprocess.run(["scontrol", "release", "1_1"], check=True)
         watched = subprocess.run([*status, "--watch"], cwd=tmp_path, capture_output=True, text=True)
         assert watched.returncode == 0, watched.stderr
+        assert tasks_of(sweeps.study) == sorted(undisturbed)
         assert "2 done" in watched.stderr
         assert sweeps.bits() == undisturbed
 

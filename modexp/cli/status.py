@@ -17,6 +17,7 @@ from modexp.cli.common import (
     study_path,
     study_records,
 )
+from modexp.cli.slurm import mark_queued
 from modexp.errors import RunFailed
 
 
@@ -27,11 +28,18 @@ def main(words: list[str]) -> int:
     )
     add_study(p)
     add_json(p)
+    p.add_argument("--watch", action="store_true", help="first follow the study until nothing is at work or queued")
     p.add_argument("words", nargs="*", metavar="STUDY")
     args = p.parse_intermixed_args(words)
 
     names, _ = split_words(args.words)
-    rows = study_records(study_path(args.study or one_name(names, "") or None, args.runs_dir))
+    study = study_path(args.study or one_name(names, "") or None, args.runs_dir)
+    if args.watch:
+        from modexp.cli.follow import follow_study
+
+        follow_study(study)
+    rows = study_records(study)
+    mark_queued(rows, study)
     if args.json:
         print_json(rows)
     else:
@@ -66,7 +74,7 @@ def print_status(rows: list[dict[str, Any]]) -> None:
                 "-" if loss is None else f"{loss:.4f}" + ("" if row["loss"] is not None else " train"),
                 "-" if row["loss_topk"] is None else f"{row['loss_topk']:.4f}",
                 "-" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f}",
-                row["error"].splitlines()[0] if row["error"] else "",
+                row.get("job") or (row["error"].splitlines()[0] if row["error"] else ""),
             ]
         )
     print_table(columns, lines, optional=("top-k", "bits/byte", "FLOPs"))

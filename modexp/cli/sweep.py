@@ -12,7 +12,7 @@ from modexp.cli.common import add_budget, note, one_name, parser, split_words, s
 from modexp.errors import Interrupted, RunFailed, UserError
 
 if TYPE_CHECKING:
-    from modexp.plan.grid import PlannedRun
+    from modexp.plan.grid import Arms, PlannedRun
     from modexp.runs import RunDir
     from modexp.sweep.study import Study
 
@@ -28,6 +28,7 @@ def main(words: list[str]) -> int:
     add_budget(p)
     p.add_argument("--dry-run", action="store_true", help="stop after the plan")
     p.add_argument("--yes", action="store_true", help="go on even if it will take more than a day")
+    p.add_argument("--detach", action="store_true", help="with launcher=slurm: return once the jobs are queued")
     p.add_argument("words", nargs="*", metavar="NAME | key=value", help="a sweep file (default: isoflop), overrides")
     args = p.parse_intermixed_args(words)
 
@@ -38,6 +39,17 @@ def main(words: list[str]) -> int:
     names, overrides = split_words(args.words)
     name, sweep = load_sweep(one_name(names, "isoflop"), budgets_of(args.budget), overrides)
     arms = arms_of(name, sweep)
+    if on_slurm := launcher_of(arms).kind == "slurm":
+        from modexp.cli import slurm
+
+        arms = slurm.on_nodes(arms)
+    if args.detach and not on_slurm:
+        raise UserError("--detach is for launcher=slurm: other runs end with modexp sweep", "leave it out")
+    if args.detach and sweep.adapt.enabled:
+        raise UserError(
+            "--detach does not go with adapt=on, where the first runs decide on the later ones",
+            "leave it out; after Ctrl-C the same command goes on from where the jobs are",
+        )
     runs_dir = Path(arms[next(iter(arms))](sweep.budgets[0]).runs_dir)
     study = join(runs_dir / name, sweep, arms)
     if sweep.description:
@@ -56,10 +68,17 @@ def main(words: list[str]) -> int:
     study = set_up(study, plan.runs, unfinished(study, plan.runs), args.yes)
     directories = write_runs(study, plan.runs)
     tell_skipped(directories)
+    if args.detach and (left := [run for run, _ in directories if run.result() is None]):
+        return slurm.detach(left, plan.runs[0].config)
     elsewhere = execute_left(directories)
     conclude(study)
     complain_of(directories, elsewhere)
     return 0
+
+
+def launcher_of(arms: Arms) -> Any:
+    """The launcher of a study: its first arm's."""
+    return next(iter(arms.values()))(1.0).launcher
 
 
 def unfinished(study: Study, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
@@ -76,6 +95,10 @@ def set_up(study: Study, runs: Sequence[PlannedRun], expected: Sequence[PlannedR
     first = runs[0].config
     if any(run.config.data != first.data for run in runs):
         raise UserError("the arms of the study read different text", "set data in overrides, for every arm")
+    if first.launcher.kind == "slurm":
+        from modexp.cli import slurm
+
+        slurm.check(study, first)
     if study.precision == "auto":
         device = choose_device(first.trainer.device)
         widths = [run.plan.d_model for run in runs]
@@ -165,7 +188,12 @@ def check_time(study: Study, left: Sequence[PlannedRun], yes: bool) -> None:
     from modexp.sweep.local import slots_of
     from modexp.train.progress import duration
 
-    config = left[0].config
+    config: Any = left[0].config
+    if config.launcher.kind == "slurm":
+        from modexp.cli import slurm
+
+        slurm.estimate(study, left)
+        return
     slots = len(slots_of(config.launcher.slots, config.trainer.threads, config.trainer.device))
     found = measured_here(left, study.precision)
     speed = from_measurement(found)
@@ -184,6 +212,10 @@ def check_time(study: Study, left: Sequence[PlannedRun], yes: bool) -> None:
 
 def execute(runs: Sequence[RunDir], config: Any) -> list[RunDir]:
     """Run what is left, the most expensive first; returns the runs that another process has."""
+    if config.launcher.kind == "slurm":
+        from modexp.cli import slurm
+
+        return slurm.execute(runs, config)
     from modexp.cli.watch import Watch
     from modexp.sweep.local import Launcher, slots_of
 

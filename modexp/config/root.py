@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from modexp.config.base import require, unscientific
 from modexp.config.data import DATA_KINDS, DataConfig, PythonData
 from modexp.config.model import BaselineConfig, ModelConfig
+from modexp.config.slurm import SlurmConfig
 from modexp.config.study import LAUNCHER_KINDS, BudgetConfig, LauncherConfig
 from modexp.config.train import (
     OPTIM_KINDS,
@@ -43,7 +44,7 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     tracker: TrackerConfig = field(default_factory=NoTracker, metadata={"scientific": False})
-    launcher: LauncherConfig = field(default_factory=LauncherConfig, metadata={"scientific": False})
+    launcher: LauncherConfig | SlurmConfig = field(default_factory=LauncherConfig, metadata={"scientific": False})
     size: str = unscientific("auto")  # fills the model's shape, which is what counts
     depth: float = 1.0  # layers of the ladder's shapes over sqrt(d_model) / 2; 1 again once the shape is filled
     seed: int = 0

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from modexp.config.base import one_of, require, unscientific
+from modexp.config.slurm import SlurmConfig
 from modexp.flops.ledger import CONVENTIONS
 
 
@@ -32,7 +33,7 @@ class LauncherConfig:
         require(self.slots is None or self.slots >= 1, "launcher.slots", self.slots, "is not positive")
 
 
-LAUNCHER_KINDS: dict[str, Any] = {"local": LauncherConfig}
+LAUNCHER_KINDS: dict[str, Any] = {"local": LauncherConfig, "slurm": SlurmConfig}
 
 
 @dataclass(frozen=True)

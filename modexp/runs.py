@@ -152,6 +152,7 @@ def create(
         {
             "plan": plan.to_json(),
             "identity": identity(config),
+            "settings": scientific(config),
             "precision": config.trainer.precision,
             "data": data,
             "model": asdict(config.model),  # what the records need of config.yaml, which is slow to read
@@ -159,6 +160,19 @@ def create(
             "predicted": predicted or {},
         },
     )
+
+
+def check_config(run: RunDir, config: Config) -> None:
+    """Refuse to go on under other settings than the run was planned with."""
+    planned = run.plan().get("settings", {})  # runs made before it was kept have none
+    now = json.loads(json.dumps(scientific(config), default=str))
+    difference = first_difference(planned, {key: value for key, value in now.items() if key in planned})
+    if difference:
+        key, was, is_now = difference
+        raise UserError(
+            f"{run.config_path} was changed: {key} was {was} when the run was planned and is {is_now} now",
+            "write the old value back, or plan another run",
+        )
 
 
 def check_data(run: RunDir, data: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from modexp.data.corpus import Corpus, open_corpus
 from modexp.errors import Interrupted, ModexpError, RunFailed
 from modexp.files import write_json, write_text
 from modexp.plan.memory import micro_batch
-from modexp.runs import RunDir
+from modexp.runs import RunDir, check_config
 from modexp.train import checkpoint
 from modexp.train.evaluate import evaluate
 from modexp.train.hardware import choose_device, describe, matmul_limit, memory_free, peak_memory, wait
@@ -76,6 +76,7 @@ class Training:
         self.run, self.stop = run, stop
         self.began = began or time.time()
         self.config: Config = run.config()
+        check_config(run, self.config)
         self.promise = run.plan()
         self.plan: dict[str, Any] = self.promise["plan"]
         self.precision: str = self.promise["precision"]

@@ -103,30 +103,36 @@ def test_fifty_kills(tmp_path: Path, tiny: list[str]) -> None:
     rng, kills, of_runs, finished = random.Random(0), 0, 0, 0
     process: subprocess.Popen[bytes] | None = None
     began = time.monotonic()
-    while kills < KILLS:
-        if process is None:
-            write_study(chaos, tiny)
-            process = sweep(chaos)
-        time.sleep(rng.uniform(0, 2 * PAUSE * whole))
-        if process.poll() is not None:
-            if len(list(chaos.glob("runs/small/*/result.json"))) == len(expected):  # done under the knife: another one
-                assert table(chaos) == expected
-                finished += 1
-                process, chaos = None, tmp_path / f"chaos{finished}"
+    try:
+        while kills < KILLS:
+            if process is None:
+                write_study(chaos, tiny)
+                process = sweep(chaos)
+            time.sleep(rng.uniform(0, 2 * PAUSE * whole))
+            if process.poll() is not None:
+                if len(list(chaos.glob("runs/small/*/result.json"))) == len(
+                    expected
+                ):  # done under the knife: another one
+                    assert table(chaos) == expected
+                    finished += 1
+                    process, chaos = None, tmp_path / f"chaos{finished}"
+                    continue
+                process = sweep(chaos)
                 continue
-            process = sweep(chaos)
-            continue
-        runs = at_work(chaos)
-        victim = rng.choice([process.pid, *runs])
-        if kill(victim):
-            kills += 1
-            of_runs += victim != process.pid
-    if process is not None:
-        process.wait()
-        while (code := sweep(chaos).wait()) != 0:  # a run killed last counts as failed in the sweep that saw it
-            assert code == 1
-        assert table(chaos) == expected
-        assert not list(chaos.glob("runs/small/*/.claim-*"))
+            runs = at_work(chaos)
+            victim = rng.choice([process.pid, *runs])
+            if kill(victim):
+                kills += 1
+                of_runs += victim != process.pid
+        if process is not None:
+            process.wait()
+            while (code := sweep(chaos).wait()) != 0:  # a run killed last counts as failed in the sweep that saw it
+                assert code == 1
+            assert table(chaos) == expected
+            assert not list(chaos.glob("runs/small/*/.claim-*"))
+    finally:  # of a test that failed midway nothing is left running
+        for pid in ([process.pid] if process is not None else []) + at_work(chaos):
+            kill(pid)
     seconds = time.monotonic() - began
     print(f"{kills} kills, {of_runs} of runs, in {finished + 1} studies: {seconds:.0f} s; undisturbed {whole:.0f} s")
     assert of_runs > KILLS / 5

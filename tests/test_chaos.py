@@ -49,15 +49,19 @@ def at_work(folder: Path) -> list[int]:
     return pids
 
 
-def kill(pid: int) -> bool:
-    """Whether there was a process of ours under this number."""
+def kill(pid: int, folder: Path) -> bool:
+    """Whether a process of the study in ``folder`` had this number."""
     try:
-        if b"modexp" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+        if Path(f"/proc/{pid}/cwd").readlink() != folder:
             return False
         os.kill(pid, signal.SIGKILL)
     except OSError:
         return False
     return True
+
+
+def finished(folder: Path) -> int:
+    return len(list(folder.glob("runs/small/*/result.json")))
 
 
 def table(folder: Path) -> dict[str, Any]:
@@ -90,7 +94,7 @@ def digest(run: RunDir) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes under /proc")
+@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="finds processes under /proc")
 def test_fifty_kills(tmp_path: Path, tiny: list[str]) -> None:
     quiet, chaos = tmp_path / "quiet", tmp_path / "chaos"
     write_study(quiet, tiny)
@@ -100,7 +104,7 @@ def test_fifty_kills(tmp_path: Path, tiny: list[str]) -> None:
     expected = table(quiet)
     assert len(expected) == 3
 
-    rng, kills, of_runs, finished = random.Random(0), 0, 0, 0
+    rng, kills, of_runs, studies = random.Random(0), 0, 0, 1
     process: subprocess.Popen[bytes] | None = None
     began = time.monotonic()
     try:
@@ -110,18 +114,16 @@ def test_fifty_kills(tmp_path: Path, tiny: list[str]) -> None:
                 process = sweep(chaos)
             time.sleep(rng.uniform(0, 2 * PAUSE * whole))
             if process.poll() is not None:
-                if len(list(chaos.glob("runs/small/*/result.json"))) == len(
-                    expected
-                ):  # done under the knife: another one
+                if finished(chaos) == len(expected):  # under the knife: another one
                     assert table(chaos) == expected
-                    finished += 1
-                    process, chaos = None, tmp_path / f"chaos{finished}"
+                    studies += 1
+                    process, chaos = None, tmp_path / f"chaos{studies}"
                     continue
                 process = sweep(chaos)
                 continue
             runs = at_work(chaos)
             victim = rng.choice([process.pid, *runs])
-            if kill(victim):
+            if kill(victim, chaos):
                 kills += 1
                 of_runs += victim != process.pid
         if process is not None:
@@ -131,8 +133,8 @@ def test_fifty_kills(tmp_path: Path, tiny: list[str]) -> None:
             assert table(chaos) == expected
             assert not list(chaos.glob("runs/small/*/.claim-*"))
     finally:  # of a test that failed midway nothing is left running
-        for pid in ([process.pid] if process is not None else []) + at_work(chaos):
-            kill(pid)
+        for pid in [*([process.pid] if process else []), *at_work(chaos)]:
+            kill(pid, chaos)
     seconds = time.monotonic() - began
-    print(f"{kills} kills, {of_runs} of runs, in {finished + 1} studies: {seconds:.0f} s; undisturbed {whole:.0f} s")
+    print(f"{kills} kills, {of_runs} of runs, in {studies} studies: {seconds:.0f} s; undisturbed {whole:.0f} s")
     assert of_runs > KILLS / 5

@@ -22,7 +22,7 @@ from typing import Any
 
 from modexp.train.load import load
 
-FIRST = 5e9  # FLOPs of the run that tells how fast the machine is
+FIRST = 1e11  # FLOPs of the run that tells how fast the machine is
 
 
 def study(folder: Path, name: str, budget: float, seeds: int) -> tuple[float, list[dict[str, Any]]]:

@@ -7,29 +7,29 @@ runs/<study>/<run>/config.yaml     resolved, complete, loadable
                    result.json     what was consumed and reached; its presence means done
                    error.txt       why it failed, if it did
                    log.txt         what a run started by a sweep printed
+                   .claim-N        which process trains it now (modexp/claim.py)
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from modexp import claim
 from modexp.config import root
 from modexp.config.identity import digest, first_difference, scientific
 from modexp.config.root import Config
 from modexp.errors import UserError
-from modexp.files import read_json, unwritable, write_json, write_text
+from modexp.files import read_json, write_json, write_text
 from modexp.kinds import ledger
 from modexp.plan.run import RunPlan
 
-LOCK_PATIENCE = 2.0  # seconds: a reader of the status holds the lock for a moment
+TAIL = 65_536  # bytes of metrics.jsonl that surely hold its last row
 
 
 class RunDir:
@@ -44,7 +44,7 @@ class RunDir:
         self.result_path = self.path / "result.json"
         self.error_path = self.path / "error.txt"
         self.log_path = self.path / "log.txt"
-        self.lock_path = self.path / ".lock"
+        self.claim: claim.Claim | None = None  # while this process trains the run
 
     @property
     def name(self) -> str:
@@ -73,6 +73,19 @@ class RunDir:
                     break
         return rows
 
+    def last_row(self) -> dict[str, Any]:
+        """The last whole row of metrics.jsonl, without reading those before; empty where there is none."""
+        try:
+            with open(self.metrics_path, "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+                lines = file.read().splitlines(keepends=True)
+        except FileNotFoundError:
+            return {}
+        for line in reversed(lines):
+            with suppress(ValueError):
+                return json.loads(line if line.endswith(b"\n") else b"")
+        return {}
+
     def cut_metrics(self, step: int) -> None:
         """Drop the rows later than ``step``: a resumed run writes them again."""
         if self.metrics_path.exists():
@@ -80,48 +93,31 @@ class RunDir:
             write_text(self.metrics_path, "".join(kept))
 
     def state(self) -> str:
-        """done | diverged | running | failed | stopped | planned"""
+        """done | diverged | running | stale | failed | stopped | planned. A stale run's process is gone."""
         result = self.result()
         if result is not None:
             return result["status"]
-        if self.is_locked():
-            return "running"
+        held = claim.state(self.path)
+        if held != "free":
+            return "running" if held == "held" else "stale"
         if self.error_path.exists():
             return "failed"
         return "stopped" if self.metrics_path.exists() else "planned"
 
-    def is_locked(self) -> bool:
-        """Whether a living process trains this run."""
-        try:
-            with open(self.lock_path, "rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except OSError:
-            return True
-        return False
+    def is_held(self) -> bool:
+        """Whether a living process trains this run, on whichever machine."""
+        return claim.state(self.path) == "held"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for this process; the lock goes with the process, however it ends."""
-        try:
-            file = open(self.lock_path, "a+b")  # noqa: SIM115
-        except OSError as error:
-            raise unwritable(self.path, error) from None
-        with file:
-            deadline = time.monotonic() + LOCK_PATIENCE
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except OSError:
-                    if time.monotonic() > deadline:
-                        raise UserError(
-                            f"{self.path} is being trained by another process",
-                            "wait for it, or stop it; modexp status follows it",
-                        ) from None
-                    time.sleep(0.05)
+        """Hold the run for this process; the claim goes with the process, however it ends."""
+        with claim.claimed(self.path) as self.claim:
             yield
+
+    def check_claim(self) -> None:
+        """RunFailed where another process took this run over."""
+        if self.claim:
+            self.claim.check()
 
 
 def identity(config: Config) -> str:
@@ -145,7 +141,7 @@ def create(
                 "choose another name with name=..., or go back to its settings",
             )
         check_data(run, data)
-        if run.result() is None and not run.is_locked():  # other devices, cadence, trackers take effect on resuming
+        if run.result() is None and not run.is_held():  # other devices, cadence, trackers take effect on resuming
             known = replace(config.data, num_tokens=run.config().data.num_tokens)
             root.save(replace(config, data=known), run.config_path)
         return
@@ -156,6 +152,7 @@ def create(
         {
             "plan": plan.to_json(),
             "identity": identity(config),
+            "settings": scientific(config),
             "precision": config.trainer.precision,
             "data": data,
             "model": asdict(config.model),  # what the records need of config.yaml, which is slow to read
@@ -163,6 +160,19 @@ def create(
             "predicted": predicted or {},
         },
     )
+
+
+def check_config(run: RunDir, config: Config) -> None:
+    """Refuse to go on under other settings than the run was planned with."""
+    planned = run.plan().get("settings", {})  # runs made before it was kept have none
+    now = json.loads(json.dumps(scientific(config), default=str))
+    difference = first_difference(planned, {key: value for key, value in now.items() if key in planned})
+    if difference:
+        key, was, is_now = difference
+        raise UserError(
+            f"{run.config_path} was changed: {key} was {was} when the run was planned and is {is_now} now",
+            "write the old value back, or plan another run",
+        )
 
 
 def check_data(run: RunDir, data: dict[str, Any]) -> None:

@@ -309,7 +309,7 @@ def test_no_slurm_and_no_answer_are_sentences(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="launcher=slurm needs sbatch, which this machine does not have"):
         submit(study, [run], SlurmConfig(), 1)
-    assert not run.is_locked()
+    assert not run.is_held()
     (tmp_path / "squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact' >&2\nexit 1\n")
     (tmp_path / "squeue").chmod(0o755)
     with pytest.raises(UserError, match="squeue does not answer: slurm_load_jobs error: Unable to contact"):

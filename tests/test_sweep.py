@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -188,13 +189,29 @@ def test_interrupt_saves_and_the_same_command_goes_on(tmp_path: Path, study: lis
     assert {row["status"] for row in records(folder)} == {"done"}
 
 
-def test_runs_of_another_process_are_left_to_it(modexp_cli: Cli, capsys: Captured, finished: Path) -> None:
+def test_a_run_of_another_process_is_waited_for_and_finished_if_it_gives_up(
+    modexp_cli: Cli, capsys: Captured, finished: Path
+) -> None:
     run = RunDir(next(finished.glob("mod-*")))
     run.result_path.unlink()
-    with run.locked():
+    held, over = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with run.locked():
+            held.set()
+            over.wait()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert held.wait(5)
+    threading.Timer(1.5, over.set).start()
+    try:
         assert modexp_cli(*SMALLEST) == 0
-        assert f"{run.name} is trained by another process and left to it" in capsys.readouterr().err
-    assert run.result() is None
+    finally:
+        over.set()
+        thread.join()
+    assert f"[1/1] {run.name}  loss" in capsys.readouterr().err
+    assert run.result() is not None
 
 
 def test_consumed_other_than_planned_is_an_error(modexp_cli: Cli, capsys: Captured, finished: Path) -> None:

@@ -7,10 +7,8 @@ import os
 import pty
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +19,7 @@ import wandb
 from modexp.config.train import NoTracker, TrackerConfig, WandbTracker
 from modexp.train import trackers, wandb_tracker
 from modexp.train.trackers import RunInfo
+from tests.wandb_server import serving
 
 KEY = "0123456789abcdef" * 2 + "01234567"  # 40 characters, as wandb's keys have
 ROWS = [
@@ -137,61 +136,8 @@ def test_without_a_tracker_nothing_is_written(
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    """What a run needs of W&B's server. ``summary``: of the run that it has; ``rows``: what it was sent."""
-    state = SimpleNamespace(summary=None, rows=[], exit_code=None, asked=[])
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            answer: dict[str, Any] = {}
-            if self.path.endswith("/graphql"):
-                answer = self.graphql(json.loads(body)["operationName"])
-            elif self.path.endswith("/file_stream"):
-                sent = json.loads(body)
-                lines = sent.get("files", {}).get("wandb-history.jsonl", {}).get("content", [])
-                state.rows += [json.loads(line) for line in lines]
-                state.exit_code = sent.get("exitcode", state.exit_code)
-            content = json.dumps(answer).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def graphql(self, operation: str) -> dict[str, Any]:
-            state.asked.append(operation)
-            project = {"id": "p", "name": "moe", "entity": {"id": "e", "name": "me"}}
-            bucket = {
-                "id": "b",
-                "name": "0a1b2c3d4e5f",
-                "project": project,
-                "summaryMetrics": json.dumps(state.summary or {}),
-                "historyLineCount": 3,
-                "logLineCount": 0,
-                "eventsLineCount": 0,
-                "historyTail": json.dumps([json.dumps({"_step": 2, "_runtime": 5})]),
-                "eventsTail": "[]",
-                "config": "{}",
-                "wandbConfig": json.dumps({"t": 1}),  # without it wandb takes the run for one that never began
-            }
-            if operation == "RunResumeStatus":
-                return {"data": {"model": {**project, "bucket": bucket if state.summary else None}}}
-            if operation == "UpsertBucket":
-                return {"data": {"upsertBucket": {"bucket": bucket, "inserted": not state.summary}}}
-            return {"data": None, "errors": [{"message": "not served here"}]}
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    httpd.daemon_threads = True
-    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{httpd.server_port}")
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    yield state
-    httpd.shutdown()
-    thread.join()
-    httpd.server_close()
+    with serving(monkeypatch, KEY) as state:
+        yield state
 
 
 def test_an_online_run_that_begins_anew_replaces_what_the_server_has(info: RunInfo, server: SimpleNamespace) -> None:
@@ -233,7 +179,7 @@ def test_an_unreachable_server_costs_one_warning_and_the_run_goes_offline(
     assert seconds < 6, f"fell back after {seconds:.1f} s with a timeout of 1 s"
     assert len(warnings) == 1, warnings
     assert "127.0.0.1:9" in warnings[0] or "deadline" in warnings[0], warnings
-    assert f"wandb sync {info.run_dir}" in warnings[0]
+    assert f"modexp sync {info.run_dir}" in warnings[0]
     assert history([row["item"] for row in records(info.run_dir)["history"]]) == ROWS
     assert capfd.readouterr() == ("", "")
 

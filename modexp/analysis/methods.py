@@ -23,7 +23,7 @@ def methods_sheet(report: Report, records: Sequence[Record], about: Mapping[str,
     convention = conventions.pop() if len(conventions) == 1 else ""
     lines = ["# Methods of this fit", "", "## What the letters mean", ""]
     lines += [f"- N: {AXES[fit.axis].label} (axis `{fit.axis}`)", "- D: training tokens, repeated ones included"]
-    lines.append(f"- C: training FLOPs{counted(convention, any('flops' in r for r in records))}")
+    lines.append(f"- C: training FLOPs{counted(convention, any('flops_reread' in r for r in records))}")
     lines.append(
         "- L: held-out loss in nats a token; conditional arms with causal routing at the FLOPs it really spent"
     )

@@ -45,10 +45,10 @@ def record(run: RunDir) -> dict[str, Any]:
     if result.get("train_seconds") and row["tokens"]:
         row["seconds_per_token"] = result["train_seconds"] / row["tokens"]
     row |= {key: promise.get("predicted", {}).get(key) for key in PREDICTED}
-    if not result and (rows := run.metrics()):
-        last = rows[-1]
+    if not result and (last := run.last_row()):
         row |= {"steps": last["step"], "tokens": last["tokens"], "flops_consumed": last["flops"]}
         row["train_loss"] = last.get("train/loss")
+        row["tokens_per_s"] = last.get("perf/tokens_per_s")
     return row
 
 

@@ -45,7 +45,7 @@ def run(study: Study, arms: Arms, yes: bool) -> int:
         there = {planned.plan.name for _, planned in directories}
         added = [planned for planned in plan.runs if planned.plan.name not in there]
         directories += write_runs(study, added) if added else []
-        elsewhere = execute_left(directories)
+        execute_left(study, directories)
         if stopped or any(directory.result() is None for directory, _ in directories):
             break
         fresh = next_round(study.sweep, arms, log, [record(directory) for directory, _ in directories])
@@ -55,9 +55,7 @@ def run(study: Study, arms: Arms, yes: bool) -> int:
         tell(fresh)
         log = decisions.append(study.path, log, fresh)
     conclude(study)
-    complain_of(directories, elsewhere)
-    if elsewhere:
-        note("nothing more is decided before those runs are finished: give the same command then")
+    complain_of(directories)
     return 0
 
 

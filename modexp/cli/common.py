@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from modexp.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from modexp.analysis.isoflop import StudyFit
 
 
@@ -144,34 +146,39 @@ def print_json(value: Any) -> None:
 TEXT_COLUMNS = ("run", "arm", "shape", "status", "note", "interval", "routing", "model", "block", "term", "convention")
 
 
+def table_of(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column in TEXT_COLUMNS else "right", no_wrap=column != "note")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", optional: Sequence[str] = ()
 ) -> None:
     """To stdout, at its natural width; a terminal too narrow for that loses ``optional`` columns, first named first."""
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
-
-    def table_of(shown: Sequence[str]) -> Table:
-        table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-        for column in shown:
-            table.add_column(column, justify="left" if column in TEXT_COLUMNS else "right", no_wrap=column != "note")
-        places = [columns.index(column) for column in shown]
-        for row in rows:
-            table.add_row(*(row[i] for i in places))
-        return table
 
     def width_of(table: Table) -> int:
         return Console(width=4096).measure(table).maximum
 
+    def cut(shown: Sequence[str]) -> Table:
+        places = [columns.index(column) for column in shown]
+        return table_of(shown, [[row[i] for i in places] for row in rows], title)
+
     console = Console(highlight=False)
     shown = list(columns)
     for column in optional:
-        if console.is_terminal and width_of(table_of(shown)) > console.width:
+        if console.is_terminal and width_of(cut(shown)) > console.width:
             shown.remove(column)
     if len(shown) < len(columns):
         note(f"the terminal is too narrow for: {', '.join(c for c in columns if c not in shown)}; --json shows all")
-    table = table_of(shown)
+    table = cut(shown)
     if not console.is_terminal:
         console = Console(highlight=False, width=4096)  # wider than any table: each has its natural width
     console.print(table)

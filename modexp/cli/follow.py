@@ -1,4 +1,4 @@
-"""Following a study whose runs are at work elsewhere: under Slurm, under another `modexp sweep`, on another machine."""
+"""Following runs that are at work elsewhere, under Slurm."""
 
 from __future__ import annotations
 
@@ -9,19 +9,12 @@ from pathlib import Path
 from modexp.cli.common import note
 from modexp.cli.watch import Watch
 from modexp.errors import UserError
-from modexp.runs import RunDir, run_dirs
+from modexp.runs import RunDir
 from modexp.sweep.slurm import Task, queued
 
 POLL = 1.0  # seconds between two looks for results
 LOOK = 10.0  # seconds between two looks at the queue and the locks, which ask other machines
 QUIET = 2  # looks that must find nothing at work: a shared disk shows a result later than the queue its end
-
-
-def follow_study(study: Path) -> None:
-    """modexp status --watch: the unfinished runs, until nothing is at work or queued."""
-    runs = [run for run in run_dirs(study) if not run.result_path.exists()]
-    with Watch(len(runs)) as watch:
-        follow(study, runs, watch)
 
 
 def follow(study: Path, runs: Sequence[RunDir], watch: Watch) -> None:
@@ -38,9 +31,9 @@ def follow(study: Path, runs: Sequence[RunDir], watch: Watch) -> None:
             failed = [run for name, run in left.items() if name not in active and run.error_path.exists()]
         ended = [run for run in left.values() if run.result_path.exists() or run in failed or quiet == QUIET]
         for run in ended:
-            watch.ended(run, run.result(), run.error() or f"left unfinished, see {run.log_path}")
+            watch.ended(run, run.error() or f"left unfinished, see {run.log_path}")
             del left[run.name]
-        watch.running([run for name, run in left.items() if is_running(name, active)])
+        watch.show([run for name, run in left.items() if is_running(name, active)])
         if left:
             time.sleep(POLL)
 
@@ -54,7 +47,7 @@ def at_work(study: Path, runs: Sequence[RunDir], before: dict[str, Task | None])
             note(f"warning: {error.sentence}")
             return before
         queue = {}
-    return {run.name: queue.get(run.name) for run in runs if run.name in queue or run.is_locked()}
+    return {run.name: queue.get(run.name) for run in runs if run.name in queue or run.is_held()}
 
 
 def is_running(name: str, active: dict[str, Task | None]) -> bool:

@@ -95,19 +95,18 @@ def queue(runs: Sequence[RunDir], config: Any) -> None:
         note("the runs are in Slurm's queue or at work already")
 
 
-def execute(runs: Sequence[RunDir], config: Any) -> list[RunDir]:
-    """Queue the runs and follow them to their end. No run is another's: a run that another sweep queued is followed."""
+def execute(study: Path, runs: Sequence[RunDir], config: Any) -> None:
+    """Queue what is not finished and follow it to its end, also what another sweep has queued."""
     from modexp.cli.follow import follow
     from modexp.cli.watch import Watch
 
-    study = runs[0].path.parent
+    left = [run for run in runs if run.result() is None]
     try:
-        queue(runs, config)
-        with Watch(len(runs)) as watch:
-            follow(study, runs, watch)
+        queue(left, config)
+        with Watch(runs, config.launcher.max_parallel or len(left)) as watch:
+            follow(study, left, watch)
     except KeyboardInterrupt:
         raise Interrupted("the study is followed no longer; its jobs go on", how_to_follow(study)) from None
-    return []
 
 
 def detach(runs: Sequence[RunDir], config: Any) -> int:

@@ -1,8 +1,11 @@
-"""modexp status: what is planned, running, done, failed, and whether each run spent what it promised."""
+"""modexp status: what is planned, running, done, failed, what it would cost to finish, and whether each run spent what
+it promised. Reads only, so it works beside a running sweep and on any machine that shares the disk."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from modexp.cli.common import (
@@ -20,26 +23,25 @@ from modexp.cli.common import (
 from modexp.cli.slurm import mark_queued
 from modexp.errors import RunFailed
 
+EVERY = 2.0  # seconds between two looks of --watch
+AT_WORK = ("running", "queued")
+
 
 def main(words: list[str]) -> int:
     p = parser(
         "status",
-        "Tell what is planned, running, done, failed; consumed against planned FLOPs; losses so far.",
+        "Tell what is planned, queued, running, done, failed, diverged, stopped, or stale (its process died); consumed"
+        " against planned FLOPs; losses so far; what it would cost to finish.",
     )
     add_study(p)
     add_json(p)
-    p.add_argument("--watch", action="store_true", help="first follow the study until nothing is at work or queued")
+    p.add_argument("--watch", action="store_true", help="follow until nothing is at work or queued any more")
     p.add_argument("words", nargs="*", metavar="STUDY")
     args = p.parse_intermixed_args(words)
 
     names, _ = split_words(args.words)
     study = study_path(args.study or one_name(names, "") or None, args.runs_dir)
-    if args.watch:
-        from modexp.cli.follow import follow_study
-
-        follow_study(study)
-    rows = study_records(study)
-    mark_queued(rows, study)
+    rows = follow(study) if args.watch else rows_of(study)
     if args.json:
         print_json(rows)
     else:
@@ -53,14 +55,59 @@ def main(words: list[str]) -> int:
     return 0
 
 
+def rows_of(study: Path) -> list[dict[str, Any]]:
+    """The records, with ``queued`` for what a living sweep is going to start."""
+    from modexp.sweep.queue import queued
+
+    waiting = queued(study)
+    rows = study_records(study)
+    for row in rows:
+        if row["run"] in waiting and row["status"] not in ("done", "diverged", "running"):
+            row["status"] = "queued"
+    mark_queued(rows, study)
+    return rows
+
+
+def follow(study: Path) -> list[dict[str, Any]]:
+    """Look again and again until nothing is at work: a picture on a terminal, elsewhere a line for each change."""
+    from rich.console import Console, Group
+    from rich.live import Live
+
+    from modexp.cli.common import table_of
+
+    console = Console(stderr=True, highlight=False)
+    rows = rows_of(study)
+    if console.is_terminal:
+        with Live(console=console, transient=True) as live:
+            while any(row["status"] in AT_WORK for row in rows):
+                shown = [row for row in rows if row["status"] == "running"]
+                live.update(Group(table_of(COLUMNS, lines_of(shown)), totals(rows)))
+                time.sleep(EVERY)
+                rows = rows_of(study)
+        return rows
+    told: dict[str, str] = {}
+    while True:
+        now = {row["run"]: row["status"] for row in rows}
+        changed = [f"{run} {status}" for run, status in now.items() if told and told.get(run) != status]
+        if now != told:
+            note("; ".join([*changed, totals(rows)]))
+            told = now
+        if not any(status in AT_WORK for status in now.values()):
+            return rows
+        time.sleep(EVERY)
+        rows = rows_of(study)
+
+
 def off_plan(row: dict[str, Any]) -> bool:
     from modexp.analysis.points import tolerance_of
 
     return abs(row["flops_consumed"] / row["flops_planned"] - 1) > tolerance_of(row)
 
 
-def print_status(rows: list[dict[str, Any]]) -> None:
-    columns = ("run", "status", "steps", "FLOPs", "of plan", "loss", "top-k", "bits/byte", "note")
+COLUMNS = ("run", "status", "steps", "FLOPs", "of plan", "loss", "top-k", "bits/byte", "note")
+
+
+def lines_of(rows: list[dict[str, Any]]) -> list[list[str]]:
     lines = []
     for row in rows:
         loss = row["loss"] if row["loss"] is not None else row["train_loss"]
@@ -77,20 +124,24 @@ def print_status(rows: list[dict[str, Any]]) -> None:
                 row.get("job") or (row["error"].splitlines()[0] if row["error"] else ""),
             ]
         )
-    print_table(columns, lines, optional=("top-k", "bits/byte", "FLOPs"))
-    counts = Counter(row["status"] for row in rows)
-    spent, planned = (sum(row[key] for row in rows) for key in ("flops_consumed", "flops_planned"))
-    note(
-        ", ".join(f"{n} {status}" for status, n in counts.items())
-        + f"; {spent:.3g} of {planned:.3g} FLOPs consumed ({spent / planned:.0%})"
-        + left_of(rows)
-    )
+    return lines
 
 
-def left_of(rows: list[dict[str, Any]]) -> str:
-    """Device time that the unfinished runs will take, as it was predicted before they began; empty if unknown."""
+def print_status(rows: list[dict[str, Any]]) -> None:
+    print_table(COLUMNS, lines_of(rows), optional=("top-k", "bits/byte", "FLOPs"))
+    note(totals(rows))
+
+
+def totals(rows: list[dict[str, Any]]) -> str:
+    """How many runs are where, what they took, and what the rest would take."""
+    from modexp.sweep.left import left_of
     from modexp.train.progress import duration
 
-    unfinished = [row for row in rows if row["status"] not in ("done", "diverged") and row["predicted_seconds"]]
-    seconds = sum(row["predicted_seconds"] * (1 - row["flops_consumed"] / row["flops_planned"]) for row in unfinished)
-    return f"; about {duration(seconds)} of one device left" if unfinished else ""
+    counts = Counter(row["status"] for row in rows)
+    left = left_of(rows)
+    text = ", ".join(f"{n} {status}" for status, n in counts.items()) + f"; {left.spend}"
+    if left.flops_left:
+        text += f"; to finish: {left.flops_left:.3g} FLOPs"
+        if left.seconds_left is not None:
+            text += f", {left.seconds_left / 3600:.3g} device-hours (about {duration(left.seconds_left)} of one device)"
+    return text

@@ -70,9 +70,9 @@ def main(words: list[str]) -> int:
     tell_skipped(directories)
     if args.detach and (left := [run for run, _ in directories if run.result() is None]):
         return slurm.detach(left, plan.runs[0].config)
-    elsewhere = execute_left(directories)
+    execute_left(study, directories)
     conclude(study)
-    complain_of(directories, elsewhere)
+    complain_of(directories)
     return 0
 
 
@@ -154,17 +154,17 @@ def tell_skipped(directories: Sequence[tuple[RunDir, PlannedRun]]) -> None:
         note(f"{finished} of {len(directories)} runs are finished and skipped")
 
 
-def execute_left(directories: Sequence[tuple[RunDir, PlannedRun]]) -> list[RunDir]:
-    """Run what is not finished; returns the runs that another process has."""
-    left = [run for run, _ in directories if run.result() is None]
-    return execute(left, directories[0][1].config) if left else []
+def execute_left(study: Study, directories: Sequence[tuple[RunDir, PlannedRun]]) -> None:
+    """Run what is not finished."""
+    if any(run.result() is None for run, _ in directories):
+        execute(study, [run for run, _ in directories], directories[0][1].config)
 
 
-def complain_of(directories: Sequence[tuple[RunDir, PlannedRun]], elsewhere: Sequence[RunDir]) -> None:
+def complain_of(directories: Sequence[tuple[RunDir, PlannedRun]]) -> None:
     """RunFailed where runs failed or diverged. A guard run may diverge: that is its answer."""
-    ours = [(run, planned) for run, planned in directories if run not in elsewhere]
-    failed = [run.name for run, _ in ours if (run.result() or {}).get("status") is None]
-    diverged = [r.name for r, p in ours if p.plan.lr_scale == 1 and (r.result() or {}).get("status") == "diverged"]
+    results = [(run.name, planned, (run.result() or {}).get("status")) for run, planned in directories]
+    failed = [name for name, _, status in results if status is None]
+    diverged = [name for name, p, status in results if p.plan.lr_scale == 1 and status == "diverged"]
     if failed:
         raise RunFailed(
             f"{len(failed)} of {len(directories)} runs failed: {', '.join(failed)}",
@@ -210,38 +210,39 @@ def check_time(study: Study, left: Sequence[PlannedRun], yes: bool) -> None:
     write_json(study.path / "bench.json", found)
 
 
-def execute(runs: Sequence[RunDir], config: Any) -> list[RunDir]:
-    """Run what is left, the most expensive first; returns the runs that another process has."""
+def execute(study: Study, runs: Sequence[RunDir], config: Any) -> None:
+    """Run what is not finished, the longest first, and wait for what other processes have."""
     if config.launcher.kind == "slurm":
         from modexp.cli import slurm
 
-        return slurm.execute(runs, config)
+        return slurm.execute(study.path, runs, config)
     from modexp.cli.watch import Watch
-    from modexp.sweep.local import Launcher, slots_of
+    from modexp.sweep.local import Launcher, ending, slots_of
+    from modexp.sweep.queue import opened
 
-    elsewhere = [run for run in runs if run.is_locked()]
-    ordered = sorted((run for run in runs if run not in elsewhere), key=lambda run: -run.plan()["plan"]["flops"])
     slots = slots_of(config.launcher.slots, config.trainer.threads, config.trainer.device)
-    with Watch(len(ordered)) as watch:
+    launcher = Launcher([run for run in runs if run.result() is None], slots, config.trainer.threads)
+    with Watch(runs, len(slots)) as watch, opened(study.path) as queue:
+
+        def on_wait(launcher: Launcher) -> None:
+            queue.show([run.name for run in launcher.waiting])
+            watch.show([active.run for active in launcher.active], launcher.held)
 
         def on_end(run: RunDir, code: int) -> None:
-            result = run.result()
-            if result is None and run.is_locked():  # another sweep was quicker
-                elsewhere.append(run)
-            else:
-                watch.ended(run, result, run.error() or f"exit code {code}, see {run.log_path}")
+            watch.ended(run, run.error() or f"{ending(code)}, see {run.log_path}")
+
+        def on_stop(launcher: Launcher) -> None:
+            watch.say(f"stopping: {len(launcher.active)} runs save their state; another Ctrl-C kills them")
 
         # a scheduler's or a person's kill is a Ctrl-C: what runs is asked to save its state
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            Launcher(ordered, slots, config.trainer.threads).run(on_end, watch.running)
+            launcher.run(on_end, on_wait, on_stop)
         except KeyboardInterrupt:
-            raise Interrupted("the study was stopped", "its runs are saved; the same command goes on") from None
+            how = f"{len(launcher.killed)} runs were killed and go on" if launcher.killed else "its runs are saved"
+            raise Interrupted("the study was stopped", f"{how}; the same command goes on") from None
         finally:
             signal.signal(signal.SIGTERM, before)
-    for run in elsewhere:
-        note(f"{run.name} is trained by another process and left to it")
-    return elsewhere
 
 
 def conclude(study: Study) -> None:

@@ -1,32 +1,41 @@
-"""What a person sees of a running study: a bar and the runs at work on a terminal, a line a finished run elsewhere."""
+"""What a person sees of a running study: the runs at work and a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
-import json
 import time
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from modexp.analysis.records import record
+from modexp.claim import holder
 from modexp.runs import RunDir
+from modexp.sweep.left import left_of, seconds_left
+from modexp.train.progress import count, duration
 
-TAIL = 4096  # bytes of metrics.jsonl that surely hold its last line
-EVERY = 1.0  # seconds
+LIVE_EVERY = 1.0  # seconds from one picture to the next
+PLAIN_EVERY = 60.0  # and from one line
 
 
 class Watch:
-    def __init__(self, total: int) -> None:
+    """Follows ``runs``, all of a study's; those without a result are counted as they end."""
+
+    def __init__(self, runs: Sequence[RunDir], slots: int) -> None:
+        self.rows = {run.name: record(run) for run in runs}
+        self.total, self.ended_runs, self.slots = sum(run.result() is None for run in runs), 0, slots
         self.console = Console(stderr=True, highlight=False)
         self.bar = Progress(
             TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=self.console
         )
-        self.task = self.bar.add_task("runs", total=total)
+        self.task = self.bar.add_task("runs", total=self.total)
         self.live = Live(console=self.console) if self.console.is_terminal else None
-        self.total, self.done = total, 0
-        self.started = self.looked = time.monotonic()
+        self.every = LIVE_EVERY if self.live else PLAIN_EVERY
+        self.looked = time.monotonic()
 
     def __enter__(self) -> Watch:
         if self.live:
@@ -37,9 +46,12 @@ class Watch:
         if self.live:
             self.live.__exit__(*error)
 
-    def ended(self, run: RunDir, result: dict[str, Any] | None, error: str) -> None:
-        self.done += 1
+    def ended(self, run: RunDir, error: str) -> None:
+        """One line; ``error`` is told where there is no result."""
+        self.ended_runs += 1
         self.bar.advance(self.task)
+        self.rows[run.name] = record(run)
+        result = run.result()
         if result is None:
             outcome = f"failed: {error}"
         elif result["status"] != "done":
@@ -48,33 +60,49 @@ class Watch:
             seconds = result["train_seconds"] + result["eval_seconds"]
             kind, loss = ("loss", result["loss"]) if result["loss"] is not None else ("top-k loss", result["loss_topk"])
             outcome = f"{kind} {loss:.4f}  {seconds:.0f} s"
-        self.console.print(f"[{self.done}/{self.total}] {run.name}  {outcome}", markup=False, soft_wrap=True)
+        self.say(f"[{self.ended_runs}/{self.total}] {run.name}  {outcome}")
 
-    def running(self, runs: list[RunDir]) -> None:
-        """Refresh the live view, once a second."""
-        if self.live is None or time.monotonic() - self.looked < EVERY:
+    def say(self, sentence: str) -> None:
+        self.console.print(sentence, markup=False, soft_wrap=True)
+
+    def show(self, at_work: Sequence[RunDir], elsewhere: Sequence[RunDir] = ()) -> None:
+        """A new picture once a second, or a line a minute; ``elsewhere``: runs that other processes have."""
+        if time.monotonic() - self.looked < self.every:
             return
         self.looked = time.monotonic()
+        for run in (*at_work, *elsewhere):
+            self.rows[run.name] = record(run)
+        if self.live is None:
+            self.say(self.summary())
+            return
         table = Table.grid(padding=(0, 2))
-        for run in runs:
-            table.add_row(run.name, *progress_of(run))
-        both = Table.grid()
-        both.add_row(table)
-        both.add_row(self.bar)
-        self.live.update(both)
+        for run in at_work:
+            table.add_row(run.name, *progress_of(self.rows[run.name]))
+        for run in elsewhere:
+            host = holder(run.path).get("host", "this machine")
+            table.add_row(run.name, *progress_of(self.rows[run.name]), f"another process on {host}")
+        self.live.update(Group(table, self.bar, self.summary()))
+
+    def summary(self) -> str:
+        """2 done, 1 running; 2.1e+12 of 9e+12 FLOPs consumed (23%) in 0.31 device-hours; about 12m left"""
+        rows = list(self.rows.values())
+        counts = Counter(row["status"] for row in rows)
+        left = left_of(rows)
+        seconds = left.wall_seconds(self.slots)
+        return (
+            ", ".join(f"{n} {status}" for status, n in counts.items())
+            + f"; {left.spend}"
+            + (f"; about {duration(seconds)} left" if seconds else "")
+        )
 
 
-def progress_of(run: RunDir) -> tuple[str, str, str]:
-    """Step, loss and speed from the last line of the metrics."""
-    try:
-        with open(run.metrics_path, "rb") as file:
-            file.seek(max(0, run.metrics_path.stat().st_size - TAIL))
-            row = json.loads(file.read().split(b"\n")[-2])
-    except (OSError, ValueError, IndexError):
-        return "starting", "", ""
-    steps = run.plan()["plan"]["steps"]
+def progress_of(row: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Step, loss, speed and time left of a run."""
+    if not row["steps"] or not row.get("tokens_per_s"):
+        return "starting", "", "", ""
     return (
-        f"step {row['step']:,}/{steps:,} ({row['step'] / steps:.0%})",
-        f"loss {row['train/loss']:.3f}",
-        f"{row['perf/tokens_per_s']:,.0f} tok/s",
+        f"step {row['steps']:,}/{row['steps_planned']:,} ({row['steps'] / row['steps_planned']:.0%})",
+        f"loss {row['train_loss']:.3f}",
+        f"{count(row['tokens_per_s'])} tok/s",
+        f"{duration(seconds_left(row) or 0.0)} left",
     )

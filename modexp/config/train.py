@@ -65,7 +65,7 @@ class TrainerConfig:
     eval_sequences: int = 128  # of the validation split, the same ones every time
     device: str = unscientific("auto")
     threads: int = unscientific(1)  # of a CPU run; small models are fastest on one
-    micro_batch: int | None = unscientific(None)  # sequences a forward pass; None: what memory allows
+    micro_batch: int | str | None = unscientific("auto")  # sequences a forward pass; auto, or null: what memory allows
     compile: bool = unscientific(False)
     log_every: int = unscientific(10)  # steps
     num_evals: int = unscientific(5)  # validations over the run, the last at its end
@@ -77,13 +77,16 @@ class TrainerConfig:
         one_of("trainer.device", self.device, DEVICES)
         for key in ("eval_sequences", "threads", "log_every", "num_evals", "keep_checkpoints"):
             require(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "is not positive")
-        require(
-            self.micro_batch is None or self.micro_batch >= 1,
-            "trainer.micro_batch",
-            self.micro_batch,
-            "is not positive",
-        )
+        micro = self.micro_batch_given
+        require(micro is None or micro >= 1, "trainer.micro_batch", micro, "is not positive")
+        rule = "is neither a number nor auto"
+        require(micro is not None or self.micro_batch in ("auto", None), "trainer.micro_batch", self.micro_batch, rule)
         require(self.checkpoint_minutes >= 0, "trainer.checkpoint_minutes", self.checkpoint_minutes, "is negative")
+
+    @property
+    def micro_batch_given(self) -> int | None:
+        """None where memory is to decide."""
+        return self.micro_batch if isinstance(self.micro_batch, int) else None
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ def predict(plan: RunPlan, config: Config, speed: Speed) -> Cost:
     model, data, trainer = config.model, config.data, config.trainer
     books = ledger(model, data)
     precision = trainer.precision if trainer.precision != "auto" else speed.precision
-    micro = trainer.micro_batch or micro_batch(
+    micro = trainer.micro_batch_given or micro_batch(
         model, data, plan.batch_size, plan.params_total, speed.free_bytes, precision
     )
     overhead, rate, eval_rate = speed.at(plan.arm, model.kind, books.forward() / plan.sequence_length)

@@ -7,13 +7,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
 from modexp.runs import RunDir
+from modexp.sweep.room import free_bytes
 
 PATIENCE = 60.0  # seconds that a run gets to save its state after Ctrl-C
 POLL = 0.1
+LOOK = 1.0  # seconds between two looks at the runs of other processes
 
 
 def visible_gpus() -> list[str]:
@@ -41,36 +45,83 @@ def command(run: RunDir) -> list[str]:
     return [sys.executable, "-m", "modexp", "train", "--run", str(run.path)]
 
 
-@dataclass
+@dataclass(frozen=True)
+class Active:
+    run: RunDir
+    process: subprocess.Popen[bytes]
+    slot: str | None
+
+
 class Launcher:
-    """Works through a list of runs; ``on_end`` hears of each run with its exit code, in the caller's thread."""
+    """Works through a list of runs; ``on_end`` hears of each run with its exit code, in the caller's thread.
 
-    runs: Sequence[RunDir]
-    slots: Sequence[str | None]
-    threads: int
-    waiting: list[RunDir] = field(init=False)
-    active: dict[int, tuple[RunDir, subprocess.Popen[bytes], str | None]] = field(default_factory=dict)
+    A run that another process has is watched (``held``): it counts when it is finished or has failed there, and is
+    started here if that process is stopped or dies.
+    """
 
-    def __post_init__(self) -> None:
-        self.waiting = list(self.runs)
+    def __init__(self, runs: Sequence[RunDir], slots: Sequence[str | None], threads: int) -> None:
+        self.threads = threads
+        self.plans = {run.name: run.plan() for run in runs}
+        self.waiting = longest_first(runs, self.plans)
+        self.held: list[RunDir] = []
+        self.killed: list[RunDir] = []
+        self.active: list[Active] = []
+        self.slots = list(slots)  # those that are free
+        self.room: dict[str | None, float] = {}  # bytes a device had for us when nothing of ours ran there
 
-    def run(self, on_end: Callable[[RunDir, int], None], on_wait: Callable[[list[RunDir]], None]) -> None:
-        """Start, watch and reap until nothing is left; on an exception stop what runs, saving its state."""
-        free = list(self.slots)
+    def run(
+        self,
+        on_end: Callable[[RunDir, int], None],
+        on_wait: Callable[[Launcher], None],
+        on_stop: Callable[[Launcher], None],
+    ) -> None:
+        """Start, watch and reap until nothing is left; on an exception tell ``on_stop`` and stop what runs."""
+        looked = time.monotonic()
         try:
-            while self.waiting or self.active:
-                while free and self.waiting:
-                    self.start(self.waiting.pop(0), free.pop(0))
-                for pid, (run, process, slot) in list(self.active.items()):
-                    code = process.poll()
-                    if code is not None:
-                        del self.active[pid]
-                        free.append(slot)
-                        on_end(run, code)
-                on_wait([run for run, _, _ in self.active.values()])
+            while self.waiting or self.active or self.held:
+                self.fill(on_end)
+                self.reap(on_end)
+                if time.monotonic() - looked > LOOK:
+                    self.look(on_end)
+                    looked = time.monotonic()
+                on_wait(self)
                 time.sleep(POLL)
-        finally:
+        except BaseException:
+            on_stop(self)
             self.stop()
+            raise
+
+    # ---- starting ----------------------------------------------------------------------------------------------
+
+    def fill(self, on_end: Callable[[RunDir, int], None]) -> None:
+        """Give each free slot the longest waiting run that fits beside those on its device."""
+        for slot in list(self.slots):
+            while (run := self.next_for(slot)) is not None:
+                self.waiting.remove(run)
+                state = run.state()  # another sweep of the study may have been there since
+                if state == "running":
+                    self.held.append(run)
+                elif state in ("done", "diverged"):
+                    on_end(run, 0)
+                else:
+                    self.slots.remove(slot)
+                    self.start(run, slot)
+                    break
+
+    def next_for(self, slot: str | None) -> RunDir | None:
+        """At least one run is always at work, whatever was predicted of it."""
+        beside = [self.bytes_of(active.run) for active in self.active if active.slot == slot]
+        if not self.waiting:
+            return None
+        if not beside:
+            self.room[slot] = free_bytes(slot)
+            return self.waiting[0]
+        left = self.room[slot] - sum(beside)
+        return next((run for run in self.waiting if self.bytes_of(run) <= left), None)
+
+    def bytes_of(self, run: RunDir) -> float:
+        """As predicted; nothing for a run of which nothing is known."""
+        return self.plans[run.name].get("predicted", {}).get("predicted_memory_bytes") or 0.0
 
     def start(self, run: RunDir, slot: str | None) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
@@ -85,15 +136,61 @@ class Launcher:
                 env=environment,
                 start_new_session=True,
             )
-        self.active[process.pid] = (run, process, slot)
+        self.active.append(Active(run, process, slot))
+
+    # ---- ending ------------------------------------------------------------------------------------------------
+
+    def reap(self, on_end: Callable[[RunDir, int], None]) -> None:
+        for active in list(self.active):
+            code = active.process.poll()
+            if code is not None:
+                self.active.remove(active)
+                self.slots.append(active.slot)
+                if active.run.result() is None and active.run.is_held():  # another sweep was quicker
+                    self.held.append(active.run)
+                else:
+                    on_end(active.run, code)
+
+    def look(self, on_end: Callable[[RunDir, int], None]) -> None:
+        """What became of the runs that other processes had."""
+        for run in list(self.held):
+            state = run.state()
+            if state == "running":
+                continue
+            self.held.remove(run)
+            if state in ("done", "diverged", "failed"):
+                on_end(run, 0)
+            else:
+                self.waiting.append(run)
 
     def stop(self) -> None:
-        for _, process, _ in self.active.values():
-            process.send_signal(signal.SIGTERM)
+        """Ask what runs to save its state, and wait for it; another Ctrl-C kills at once."""
+        for active in self.active:
+            active.process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + PATIENCE
-        for _, process, _ in self.active.values():
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-        self.active.clear()
+        try:
+            for active in self.active:
+                with suppress(subprocess.TimeoutExpired):
+                    active.process.wait(max(0.0, deadline - time.monotonic()))
+        finally:
+            for active in self.active:
+                if active.process.poll() is None:
+                    self.killed.append(active.run)
+                    active.process.kill()
+                    active.process.wait()
+
+
+def longest_first(runs: Sequence[RunDir], plans: Mapping[str, Mapping[str, Any]]) -> list[RunDir]:
+    """By predicted seconds; by FLOPs where not every run has a prediction."""
+    seconds = {run.name: plans[run.name].get("predicted", {}).get("predicted_seconds") for run in runs}
+    if None in seconds.values():
+        seconds = {run.name: plans[run.name]["plan"]["flops"] for run in runs}
+    return sorted(runs, key=lambda run: -seconds[run.name])
+
+
+def ending(code: int) -> str:
+    """An exit code in words; a process that the system killed for its memory leaves nothing else."""
+    if code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name
+    return f"killed by {name}" + (", out of memory perhaps" if name == "SIGKILL" else "")

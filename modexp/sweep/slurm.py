@@ -221,7 +221,7 @@ def submit(study: Path, runs: Sequence[RunDir], settings: SlurmConfig, threads: 
     """
     with submitting(study):
         waiting = queued(study)
-        left = [r for r in runs if r.name not in waiting and not r.is_locked() and not r.result_path.exists()]
+        left = [r for r in runs if r.name not in waiting and not r.is_held() and not r.result_path.exists()]
         return [sbatch(study, mine, asked, settings) for asked, mine in arrays(left, settings, threads)] if left else []
 
 

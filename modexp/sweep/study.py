@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,26 @@ class Study:
         return self.path / "study.yaml"
 
     def save(self) -> None:
-        tree = {
-            "sweep": dataclasses.asdict(self.sweep),
-            "arms": self.arms,
-            "precision": self.precision,
-            "data": self.data,
-        }
-        write_text(self.file, OmegaConf.to_yaml(OmegaConf.create(tree)))
+        """Write study.yaml. What another sweep of the study wrote meanwhile is kept: its budgets join ours, and its
+        precision must be ours."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".study.yaml.lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            there = load_study(self.path) if self.file.exists() else self
+            if there.precision != self.precision:
+                raise UserError(
+                    f"{self.path} was just begun in {there.precision} by another sweep, and here it would be"
+                    f" {self.precision}",
+                    "give the same command again: it goes on as the study was begun",
+                )
+            budgets = sorted({*there.sweep.budgets, *self.sweep.budgets})
+            tree = {
+                "sweep": {**dataclasses.asdict(self.sweep), "budgets": budgets},
+                "arms": self.arms,
+                "precision": self.precision,
+                "data": self.data,
+            }
+            write_text(self.file, OmegaConf.to_yaml(OmegaConf.create(tree)))
 
 
 VARIES = ("budget.flops", "seed", "trainer.precision")

@@ -50,7 +50,7 @@ class Bench:
         config, self.device, self.precision = subject.config, device, precision
         self.subject = subject
         self.books = ledger(config.model, config.data)
-        self.micro = config.trainer.micro_batch or micro_batch(
+        self.micro = config.trainer.micro_batch_given or micro_batch(
             config.model, config.data, subject.batch, self.books.params_total, memory_free(device), precision
         )
         self.other = self.micro // 2 or 2  # sequences of a second pass: two make a line

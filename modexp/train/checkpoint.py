@@ -16,6 +16,9 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from modexp.errors import RunFailed
+from modexp.files import unwritable
+
+TENSORS = ("model.safetensors", "optimizer.safetensors")
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -61,13 +64,17 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state
     temporary = folder / f".{final.name}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    sums = {
-        "model.safetensors": write_synced(temporary / "model.safetensors", save_tensors(weights(model))),
-        "optimizer.safetensors": write_synced(
-            temporary / "optimizer.safetensors", save_tensors(optimizer_tensors(model, optimizer))
-        ),
-    }
-    write_synced(temporary / "state.json", json.dumps({**state, "crc32": sums}).encode())
+    try:
+        sums = {
+            "model.safetensors": write_synced(temporary / "model.safetensors", save_tensors(weights(model))),
+            "optimizer.safetensors": write_synced(
+                temporary / "optimizer.safetensors", save_tensors(optimizer_tensors(model, optimizer))
+            ),
+        }
+        write_synced(temporary / "state.json", json.dumps({**state, "crc32": sums}).encode())
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the space
+        raise unwritable(folder, error) from None
     if final.exists():  # a resumed run saves at the same step again
         shutil.rmtree(final)
     os.replace(temporary, final)
@@ -87,7 +94,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, An
     """Weights, optimizer tensors and state of one checkpoint; raises ValueError if it is damaged."""
     try:
         state = json.loads((path / "state.json").read_text())
-        contents = {name: (path / name).read_bytes() for name in state["crc32"]}
+        if state["crc32"].keys() != set(TENSORS) or not isinstance(state["step"], int):
+            raise ValueError("state.json is damaged")
+        contents = {name: (path / name).read_bytes() for name in TENSORS}
         for name, crc in state["crc32"].items():
             if zlib.crc32(contents[name]) != crc:
                 raise ValueError(f"{name} is damaged")
@@ -96,8 +105,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, An
             load_tensors(contents["optimizer.safetensors"]),
             state,
         )
-    except (OSError, KeyError, TypeError, SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(str(error)) from None
+    except (OSError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
 def load_weights(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:

@@ -66,6 +66,17 @@ def memory_free(device: torch.device) -> int:
     return round(total * min(1.0, torch.get_num_threads() / (os.cpu_count() or 1)))
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of a GPU, or of the machine, where torch raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def release(device: torch.device) -> None:
+    """Give what the allocator keeps of freed tensors back, for blocks of another size."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def peak_memory(device: torch.device) -> int:
     """Most bytes that this process has held: of a GPU what tensors took, else what was resident, libraries included."""
     if device.type == "cuda":

@@ -19,7 +19,7 @@ from modexp.data.corpus import Corpus, open_corpus
 from modexp.errors import Interrupted, ModexpError, RunFailed
 from modexp.files import write_json, write_text
 from modexp.plan.memory import micro_batch
-from modexp.runs import RunDir
+from modexp.runs import RunDir, check_config
 from modexp.train import checkpoint
 from modexp.train.evaluate import evaluate
 from modexp.train.hardware import choose_device, describe, matmul_limit, memory_free, peak_memory, wait
@@ -27,7 +27,7 @@ from modexp.train.outcome import Consumed, outcome, run_info
 from modexp.train.progress import Progress
 from modexp.train.schedule import lr_at
 from modexp.train.signals import Stop
-from modexp.train.step import Stepper
+from modexp.train.step import OutOfMemory, Stepper
 from modexp.train.trackers import Tracker, start
 
 
@@ -76,6 +76,7 @@ class Training:
         self.run, self.stop = run, stop
         self.began = began or time.time()
         self.config: Config = run.config()
+        check_config(run, self.config)
         self.promise = run.plan()
         self.plan: dict[str, Any] = self.promise["plan"]
         self.precision: str = self.promise["precision"]
@@ -93,7 +94,7 @@ class Training:
         self.model, self.optimizer = self.stepper.model, self.stepper.optimizer
         self.state = self.resume()
         self.seconds_before = self.state.wall_seconds  # of the attempts before this one
-        self.state.micro = trainer.micro_batch or self.state.micro or self.fitting_micro_batch()
+        self.state.micro = trainer.micro_batch_given or self.state.micro or self.fitting_micro_batch()
         self.loss_sum = torch.tensor(self.state.loss_sum, device=self.device)
         self.limit = matmul_limit(self.device, self.precision)
         steps, evals = self.plan["steps"], trainer.num_evals
@@ -133,6 +134,7 @@ class Training:
             consumed = Consumed(**{f.name: getattr(self.state, f.name) for f in fields(Consumed)})
             summary = outcome(self.run, self.config, self.promise, consumed, reason, describe(self.device))
             summary["held_out_sequences"] = len(self.held_out)
+            self.run.check_claim()
             write_json(self.run.result_path, summary)
             exit_code = 0 if summary["status"] == "done" else 1
             return summary
@@ -188,12 +190,27 @@ class Training:
         batch = self.batch(state.sequences, state.sequences + batch_size)
         noise = self.config.seed * 2**31 + state.step  # a function of the step, not of history
         lr = lr_at(state.step, plan["steps"], plan["warmup_steps"], plan["lr"], self.config.schedule.final_lr)
-        loss, norm = self.stepper.step(batch, state.micro, lr, noise)
+        loss, norm = self.fitting_step(batch, lr, noise)
         self.loss_sum += loss
         state.step += 1
         state.sequences += batch_size
         state.loss_steps += 1
         return lr, norm
+
+    def fitting_step(self, batch: torch.Tensor, lr: float, noise: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The step; where memory runs out, the same step of the same batch in passes half as large."""
+        while True:
+            try:
+                return self.stepper.step(batch, self.state.micro, lr, noise)
+            except OutOfMemory as error:
+                reason = str(error)
+            if self.state.micro == 1:
+                raise RunFailed(
+                    f"{self.run.path} does not fit into memory with one sequence a pass: {reason}",
+                    "choose a smaller size, a shorter data.sequence_length or a larger device",
+                )
+            self.state.micro //= 2
+            say(f"out of memory at step {self.state.step}: from here {self.state.micro} sequences a pass")
 
     def batch(self, begin: int, end: int) -> torch.Tensor:
         """Sequences ``begin`` to ``end`` of the order that the seed fixes, (end - begin, T + 1)."""
@@ -244,6 +261,7 @@ class Training:
         self.state.peak_memory_bytes = max(self.state.peak_memory_bytes, peak_memory(self.device))
 
     def save(self) -> None:
+        self.run.check_claim()
         self.account()
         self.state.loss_sum = self.loss_sum.item()
         checkpoint.save(

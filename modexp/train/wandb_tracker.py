@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from modexp.config.train import WandbTracker
+from modexp.errors import RunFailed, UserError
+from modexp.files import write_json
 from modexp.train.trackers import RunInfo, Tracker
 
 INIT_SECONDS = 10.0  # to reach the server, unless $WANDB_INIT_TIMEOUT is set; wandb would take 90
 FINISH_SECONDS = 60.0  # to upload what is left; wandb would wait for ever on a network that is gone
+SENT = ".sent.json"  # in a run's directory: what the server has of it
 FAILURES = (Exception, SystemExit)  # wandb.teardown calls sys.exit when its service process ended badly
 
 
@@ -32,6 +35,36 @@ def start(config: WandbTracker, info: RunInfo, warn: Callable[[str], None]) -> T
         _shut_down(exit_code=1)
         warn(f"W&B does not start ({_reason(error)}); this run has metrics.jsonl alone")
         return Tracker()
+
+
+def send(config: WandbTracker, info: RunInfo, summary: dict[str, Any], exit_code: int) -> None:
+    """Bring the server up to what metrics.jsonl and the result hold; what it has is not sent again.
+
+    Raises :class:`UserError` where the server cannot be reached, :class:`RunFailed` where it breaks off.
+    """
+    os.environ["WANDB_SILENT"] = "true"
+    rows = list(_rows(info.run_dir / "metrics.jsonl"))
+    try:
+        if not _has_key():
+            raise UserError("W&B has no key for its server", "wandb login, or WANDB_API_KEY=...")
+        run = _init(config, info, "online", resume=bool(rows))
+    except UserError:
+        raise
+    except FAILURES as error:
+        _shut_down(exit_code=1)
+        raise UserError(f"W&B cannot be reached ({_reason(error)})", "the same command tries again") from None
+    failures: list[str] = []
+    WandbMirror(run, rows, failures.append, info.run_dir).finish(summary, exit_code)
+    if failures:
+        raise RunFailed(f"{info.run_dir}: {failures[0]}", "the same command tries again")
+
+
+def is_sent(run_dir: Path, step: int, finished: bool) -> bool:
+    """Whether the server is known to have the rows up to ``step``, and the result of a ``finished`` run."""
+    try:
+        return json.loads((run_dir / SENT).read_text()) == {"step": step, "finished": finished}
+    except (OSError, ValueError):
+        return False
 
 
 def resolve_mode(configured: str) -> str:
@@ -68,9 +101,9 @@ def _connect(config: WandbTracker, info: RunInfo, warn: Callable[[str], None]) -
             raise
         _shut_down(exit_code=1)  # without this the next init of the process would fail as well
         run = _init(config, info, "offline", resume=False)
-        later = f"wandb sync {info.run_dir / 'wandb' / 'offline-run-*'}"
-        warn(f"W&B cannot be reached ({_reason(error)}); recording offline, upload later: {later}")
-    return WandbMirror(run, rows, warn)
+        mode = "offline"
+        warn(f"W&B cannot be reached ({_reason(error)}); recording offline, upload later: modexp sync {info.run_dir}")
+    return WandbMirror(run, rows, warn, info.run_dir if mode == "online" else None)
 
 
 def _init(config: WandbTracker, info: RunInfo, mode: Any, resume: bool) -> Any:
@@ -101,9 +134,12 @@ def _init(config: WandbTracker, info: RunInfo, mode: Any, resume: bool) -> Any:
 class WandbMirror(Tracker):
     """A started W&B run. Its first failure is a warning and its end; the training run never notices."""
 
-    def __init__(self, run: Any, rows: list[dict[str, Any]], warn: Callable[[str], None]) -> None:
+    def __init__(self, run: Any, rows: list[dict[str, Any]], warn: Callable[[str], None], note_in: Path | None) -> None:
+        """``note_in``: the directory of a run that goes online, which keeps what the server has."""
         self._run = run
         self._warn = warn
+        self._note_in = note_in
+        self._row_step = 0
         # What the server has of an earlier attempt. A run that was cut back to a checkpoint before that step
         # trains it again, to the same numbers, which W&B must not show twice.
         self._last_step = run.summary.get("step", -1) if run.resumed else -1
@@ -116,6 +152,8 @@ class WandbMirror(Tracker):
             self.log(row)
 
     def log(self, row: dict[str, Any]) -> None:
+        self._row_step = row["step"]
+
         def send(run: Any) -> None:
             if row["step"] > self._last_step:
                 run.log(row)
@@ -126,6 +164,8 @@ class WandbMirror(Tracker):
         def close(run: Any) -> None:
             run.summary.update(summary)
             run.finish(exit_code=exit_code)
+            if self._note_in:
+                write_json(self._note_in / SENT, {"step": self._row_step, "finished": bool(summary)})
 
         self._attempt(close)
         _shut_down(exit_code)
@@ -137,7 +177,7 @@ class WandbMirror(Tracker):
             call(self._run)
         except FAILURES as error:
             self._run = None
-            self._warn(f"W&B failed ({_reason(error)}); metrics.jsonl is complete without it")
+            self._warn(f"W&B failed ({_reason(error)}); metrics.jsonl is complete, modexp sync sends it later")
 
 
 def _shut_down(exit_code: int) -> None:

@@ -166,10 +166,12 @@ def check_time(study: Study, left: Sequence[PlannedRun], yes: bool) -> None:
     from modexp.train.progress import duration
 
     config = left[0].config
-    slots = len(slots_of(config.launcher.slots, config.trainer.threads, config.trainer.device))
+    trainer = config.trainer
+    slots = len(slots_of(config.launcher.slots, trainer.threads, trainer.device, trainer.devices))
     found = measured_here(left, study.precision)
     speed = from_measurement(found)
-    times = [predict(run.plan, run.config, speed).seconds for run in left]
+    devices = trainer.devices or 1  # a prediction is for one; what several say to each other is not in it
+    times = [predict(run.plan, run.config, speed).seconds / devices for run in left]
     seconds = max(sum(times) / slots, max(times))
     note(f"{len(left)} runs will take about {duration(seconds)} here, {slots} at a time: {speed.source}")
     if found["busy"]:
@@ -189,7 +191,8 @@ def execute(runs: Sequence[RunDir], config: Any) -> list[RunDir]:
 
     elsewhere = [run for run in runs if run.is_locked()]
     ordered = sorted((run for run in runs if run not in elsewhere), key=lambda run: -run.plan()["plan"]["flops"])
-    slots = slots_of(config.launcher.slots, config.trainer.threads, config.trainer.device)
+    trainer = config.trainer
+    slots = slots_of(config.launcher.slots, trainer.threads, trainer.device, trainer.devices)
     with Watch(len(ordered)) as watch:
 
         def on_end(run: RunDir, code: int) -> None:
@@ -202,7 +205,7 @@ def execute(runs: Sequence[RunDir], config: Any) -> list[RunDir]:
         # a scheduler's or a person's kill is a Ctrl-C: what runs is asked to save its state
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            Launcher(ordered, slots, config.trainer.threads).run(on_end, watch.running)
+            Launcher(ordered, slots, trainer.threads, trainer.devices).run(on_end, watch.running)
         except KeyboardInterrupt:
             raise Interrupted("the study was stopped", "its runs are saved; the same command goes on") from None
         finally:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from modexp.errors import UserError
 from modexp.runs import RunDir
 
 PATIENCE = 60.0  # seconds that a run gets to save its state after Ctrl-C
@@ -28,17 +29,30 @@ def visible_gpus() -> list[str]:
     return [str(i) for i in range(torch.cuda.device_count())]
 
 
-def slots_of(wanted: int | None, threads: int, device: str) -> list[str | None]:
-    """One entry a slot: the GPU it owns, or None for the CPU."""
+def slots_of(wanted: int | None, threads: int, device: str, devices: int | None = None) -> list[str | None]:
+    """One entry a slot: the GPUs it owns, ``devices`` of them (1 by default), or None for the CPU."""
+    devices = devices or 1
     gpus = [] if device == "cpu" else visible_gpus()
     if gpus:
-        return [gpus[i % len(gpus)] for i in range(wanted or len(gpus))]
+        if devices > len(gpus):
+            raise UserError(
+                f"trainer.devices={devices}, but this machine shows {len(gpus)} GPUs",
+                f"try trainer.devices={len(gpus)}, or trainer.device=cpu",
+            )
+        sets = [",".join(gpus[i : i + devices]) for i in range(0, len(gpus) - devices + 1, devices)]
+        return [sets[i % len(sets)] for i in range(wanted or len(sets))]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return [None] * (wanted or max(1, cores // threads))
+    return [None] * (wanted or max(1, cores // (threads * devices)))
 
 
-def command(run: RunDir) -> list[str]:
-    return [sys.executable, "-m", "modexp", "train", "--run", str(run.path)]
+def command(run: RunDir, devices: int | None = None) -> list[str]:
+    """Several processes are torchrun's, with a port of their own: runs side by side do not meet."""
+    words = ["-m", "modexp", "train", "--run", str(run.path)]
+    if devices and devices > 1:
+        # -- before the rest, or else torchrun takes --run for a --run-path of its own
+        torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
+        words = ["-m", *torchrun, "-m", "--", *words[1:]]
+    return [sys.executable, *words]
 
 
 @dataclass
@@ -48,6 +62,7 @@ class Launcher:
     runs: Sequence[RunDir]
     slots: Sequence[str | None]
     threads: int
+    devices: int | None = None  # processes a run
     waiting: list[RunDir] = field(init=False)
     active: dict[int, tuple[RunDir, subprocess.Popen[bytes], str | None]] = field(default_factory=dict)
 
@@ -78,7 +93,7 @@ class Launcher:
             environment["CUDA_VISIBLE_DEVICES"] = slot
         with open(run.log_path, "ab") as log:
             process = subprocess.Popen(
-                command(run),
+                command(run, self.devices),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
 
 COMMANDS = {
@@ -61,11 +62,16 @@ def run(words: list[str]) -> int:
         print(f"modexp: error: {command} is not a command", file=sys.stderr)
         print(f"  did you mean {near[0]}?" if near else f"  commands: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    return exit_code_of(lambda: import_module(f"modexp.cli.{command}").main(rest))
+
+
+def exit_code_of(work: Callable[[], int | None]) -> int:
+    """Do it; what goes wrong is told as a sentence."""
     from modexp.errors import ModexpError, complain
 
     debug = os.environ.get("MODEXP_DEBUG") == "1"
     try:
-        return import_module(f"modexp.cli.{command}").main(rest) or 0
+        return work() or 0
     except ModexpError as error:
         if debug:
             raise

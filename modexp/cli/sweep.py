@@ -194,10 +194,12 @@ def check_time(study: Study, left: Sequence[PlannedRun], yes: bool) -> None:
 
         slurm.estimate(study, left)
         return
-    slots = len(slots_of(config.launcher.slots, config.trainer.threads, config.trainer.device))
+    trainer = config.trainer
+    slots = len(slots_of(config.launcher.slots, trainer.threads, trainer.device, trainer.devices))
     found = measured_here(left, study.precision)
     speed = from_measurement(found)
-    times = [predict(run.plan, run.config, speed).seconds for run in left]
+    devices = trainer.devices or 1  # a prediction is for one; what several say to each other is not in it
+    times = [predict(run.plan, run.config, speed).seconds / devices for run in left]
     seconds = max(sum(times) / slots, max(times))
     note(f"{len(left)} runs will take about {duration(seconds)} here, {slots} at a time: {speed.source}")
     if found["busy"]:
@@ -220,8 +222,10 @@ def execute(study: Study, runs: Sequence[RunDir], config: Any) -> None:
     from modexp.sweep.local import Launcher, ending, slots_of
     from modexp.sweep.queue import opened
 
-    slots = slots_of(config.launcher.slots, config.trainer.threads, config.trainer.device)
-    launcher = Launcher([run for run in runs if run.result() is None], slots, config.trainer.threads)
+    trainer = config.trainer
+    slots = slots_of(config.launcher.slots, trainer.threads, trainer.device, trainer.devices)
+    left = [run for run in runs if run.result() is None]
+    launcher = Launcher(left, slots, trainer.threads, trainer.devices)
     with Watch(runs, len(slots)) as watch, opened(study.path) as queue:
 
         def on_wait(launcher: Launcher) -> None:

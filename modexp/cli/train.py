@@ -9,17 +9,43 @@ from pathlib import Path
 from typing import Any
 
 from modexp.errors import ModexpError, RunFailed, UserError, complain
+from modexp.runs import RunDir
+from modexp.train.world import ALONE, World
 
 
 def main(words: list[str]) -> int:
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ:  # torchrun started us
+        return together(words)
+    return work(words, ALONE)
+
+
+def together(words: list[str]) -> int:
+    """The first process does what ``words`` say, the others train what it tells them to."""
+    from modexp.cli import exit_code_of
+    from modexp.train.distributed import join
+
+    world = join()
+
+    def follow() -> int:
+        order = world.hear()
+        if "run" in order:
+            report(start(RunDir(order["run"]), world))
+        return order.get("code", 0)
+
+    return world.end(exit_code_of(lambda: work(words, world) if world.leads else follow()))
+
+
+def work(words: list[str], world: World) -> int:
     if any(word == "--run" or word.startswith("--run=") for word in words):
-        return train_planned(words)
+        return train_planned(words, world)
+    if world.size > 1 and {"--multirun", "-m"} & set(words):
+        raise UserError("--multirun under torchrun trains several runs at once", "modexp sweep trainer.devices=N does")
     for word in words:
         if word.startswith("--") and word.partition("=")[0] not in FLAGS:
             raise UserError(
                 f"{word} is not a flag of modexp train", "settings are written key=value; --help shows more"
             )
-    return through_hydra(with_budget(words))
+    return through_hydra(with_budget(words), world)
 
 
 # Hydra's, and ours
@@ -46,7 +72,7 @@ def with_budget(words: list[str]) -> list[str]:
     return out
 
 
-def through_hydra(words: list[str]) -> int:
+def through_hydra(words: list[str], world: World) -> int:
     """Hydra parses, composes, answers --cfg and --help; errors come back here to become sentences."""
     import hydra
 
@@ -60,7 +86,7 @@ def through_hydra(words: list[str]) -> int:
     @hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="config")
     def job(tree: Any) -> None:
         try:
-            report(train_new(tree))
+            report(train_new(tree, world))
         except ModexpError as error:  # kept from Hydra, which would end a multirun with it
             complain(error)
             codes.append(error.exit_code)
@@ -76,16 +102,21 @@ def through_hydra(words: list[str]) -> int:
     return max(codes, default=0)
 
 
-def train_new(tree: Any) -> dict[str, Any]:
+def train_new(tree: Any, world: World) -> dict[str, Any]:
     """Plan, prepare the text, write the run directory, train."""
     from modexp.cli.common import note, print_table
     from modexp.cli.plan import COLUMNS, OPTIONAL, row, warn_of_epochs
     from modexp.config.root import from_tree
     from modexp.files import check_writable
     from modexp.plan.run import plan_run, resolve_shape
-    from modexp.runs import RunDir, create, identity
+    from modexp.runs import create, identity
 
     config = resolve_shape(from_tree(tree))
+    if (config.trainer.devices or world.size) != world.size:
+        raise UserError(
+            f"trainer.devices={config.trainer.devices}, but the processes that were started are {world.size}",
+            f"torchrun --nproc-per-node {config.trainer.devices} -m modexp train ... starts as many",
+        )
     plan = plan_run(config)  # a wrong plan is told before torch is loaded and text is read
 
     from modexp.train.hardware import choose_device, choose_precision
@@ -107,7 +138,7 @@ def train_new(tree: Any) -> dict[str, Any]:
     print_table(COLUMNS, [row(plan)], f"plan of {run.path}", OPTIONAL)
     warn_of_epochs([plan])
     create(run, config, plan, manifest)
-    return start(run)
+    return start(run, world)
 
 
 def with_text(config: Any, sequences: int) -> tuple[Any, dict[str, Any]]:
@@ -121,16 +152,17 @@ def with_text(config: Any, sequences: int) -> tuple[Any, dict[str, Any]]:
     return replace(config, data=replace(config.data, num_tokens=known)), corpus.manifest
 
 
-def start(run: Any, began: float | None = None) -> dict[str, Any]:
+def start(run: RunDir, world: World, began: float | None = None) -> dict[str, Any]:
     from modexp.train.loop import train
 
-    return {"run": run, **train(run.path, began)}
+    if world.leads:
+        world.order(str(run.path))
+    return {"run": run, **train(run.path, began, world)}
 
 
-def train_planned(words: list[str]) -> int:
+def train_planned(words: list[str], world: World) -> int:
     """``--run DIR``: everything stands in the directory."""
     from modexp.cli.common import parser
-    from modexp.runs import RunDir
 
     p = parser("train", "Train or resume the run planned in a directory.")
     p.add_argument("--run", required=True, metavar="DIR", help="holds config.yaml and plan.json")
@@ -140,7 +172,7 @@ def train_planned(words: list[str]) -> int:
         raise UserError(f"{run.path} holds no plan.json", "name a run directory: runs/STUDY/RUN")
     from modexp.train.hardware import process_began
 
-    report(start(run, process_began()))  # a process that trains one run: its start belongs to the run's time
+    report(start(run, world, process_began()))  # a process that trains one run: its start belongs to the run's time
     return 0
 
 

@@ -27,7 +27,9 @@ class LauncherConfig:
     """Runs of a study as processes on this machine, ``slots`` at a time."""
 
     kind: str = "local"
-    slots: int | None = None  # None: one a GPU; without a GPU, CPU cores over trainer.threads
+    slots: int | None = (
+        None  # None: one a GPU; without a GPU, CPU cores over trainer.threads; trainer.devices of them a run
+    )
 
     def __post_init__(self) -> None:
         require(self.slots is None or self.slots >= 1, "launcher.slots", self.slots, "is not positive")

@@ -11,6 +11,7 @@ LR_RULES = ("width", "step-law")
 BATCH_RULES = ("sqrt", "step-law")
 PRECISIONS = ("auto", "fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
+PARALLELS = ("ddp", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,10 @@ class TrainerConfig:
     precision: str = "auto"
     eval_sequences: int = 128  # of the validation split, the same ones every time
     device: str = unscientific("auto")
-    threads: int = unscientific(1)  # of a CPU run; small models are fastest on one
-    micro_batch: int | str | None = unscientific("auto")  # sequences a forward pass; auto, or null: what memory allows
+    devices: int | None = unscientific(None)  # processes a run, one a device; None: as many as torchrun started, or 1
+    parallel: str = unscientific("ddp")  # what several processes share: ddp, the batch; fsdp, also the parameters
+    threads: int = unscientific(1)  # of a process on CPU; small models are fastest on one
+    micro_batch: int | str | None = unscientific("auto")  # sequences a process takes a pass; auto, null: by memory
     compile: bool = unscientific(False)
     log_every: int = unscientific(10)  # steps
     num_evals: int = unscientific(5)  # validations over the run, the last at its end
@@ -75,6 +78,8 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         one_of("trainer.precision", self.precision, PRECISIONS)
         one_of("trainer.device", self.device, DEVICES)
+        one_of("trainer.parallel", self.parallel, PARALLELS)
+        require(self.devices is None or self.devices >= 1, "trainer.devices", self.devices, "is not positive")
         for key in ("eval_sequences", "threads", "log_every", "num_evals", "keep_checkpoints"):
             require(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "is not positive")
         micro = self.micro_batch_given

@@ -68,7 +68,7 @@ class Experts(nn.Module):
             index, filled = pack(taken.mT, k)
             routing = Routing(probability, taken, auxiliary=self.auxiliary(logits))
         gate = probability.mT.gather(-1, index) * filled  # (B, E, k)
-        return self.compute(x, index, gate), routing
+        return self.compute(x, index, gate), routing._replace(real=real)
 
     def choose(
         self, x: Tensor, logits: Tensor, real: Tensor | None, used: Tensor | int

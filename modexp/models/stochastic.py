@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from statistics import NormalDist
 
 import torch
@@ -31,6 +33,23 @@ class StochasticBlock(RoutedBlock):
         return index, gate, Routing(weights, members(index, x.shape[1]))
 
 
+part: tuple[int, int] | None = None  # of a batch that goes through in several passes: see part_of
+
+
+@contextmanager
+def part_of(total: int, first: int) -> Iterator[None]:
+    """A pass in here holds the sequences from ``first`` on of a batch of ``total``: seeded alike for each part, the
+    parts draw what one pass would have drawn."""
+    global part
+    part = total, first
+    try:
+        yield
+    finally:
+        part = None
+
+
 def noise(x: Tensor) -> Tensor:
     """(B, T) standard normal; the training loop seeds it step by step."""
-    return torch.randn(x.shape[:2], device=x.device)
+    B, T = x.shape[:2]
+    total, first = part or (B, 0)
+    return torch.randn((total, T), device=x.device)[first : first + B]

@@ -26,6 +26,7 @@ class Routing(NamedTuple):
     predicted: Tensor | None = None  # (B, T) logits of membership in the top-k
     auxiliary: Tensor | None = None  # what the router adds to the loss: balance and the like, weighted
     separate: Tensor | None = None  # loss of parameters that share no gradient with the rest: the predictors'
+    real: Tensor | None = None  # (B, T) bool: tokens there are, where others only fill a row up; None: all
 
 
 class Output(NamedTuple):

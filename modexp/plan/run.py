@@ -132,6 +132,11 @@ def plan_run(config: Config, arm: str | None = None) -> RunPlan:
     expected_tokens = budget / sequence_flops * T
     batch = batch_sequences(config.optim, expected_tokens, T)
     steps, sequences = count_steps(budget, sequence_flops, batch)
+    if (config.trainer.devices or 1) > batch:
+        raise UserError(
+            f"trainer.devices={config.trainer.devices} processes would share steps of {batch} sequences",
+            f"set trainer.devices to {batch} at most, or raise optim.batch_size",
+        )
     if steps < 1:
         raise UserError(
             f"budget.flops={budget_text(budget)} is less than one sequence costs "

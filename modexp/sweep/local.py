@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from modexp.errors import UserError
 from modexp.runs import RunDir
 from modexp.sweep.room import free_bytes
 
@@ -32,17 +33,30 @@ def visible_gpus() -> list[str]:
     return [str(i) for i in range(torch.cuda.device_count())]
 
 
-def slots_of(wanted: int | None, threads: int, device: str) -> list[str | None]:
-    """One entry a slot: the GPU it owns, or None for the CPU."""
+def slots_of(wanted: int | None, threads: int, device: str, devices: int | None = None) -> list[str | None]:
+    """One entry a slot: the GPUs it owns, ``devices`` of them (1 by default), or None for the CPU."""
+    devices = devices or 1
     gpus = [] if device == "cpu" else visible_gpus()
     if gpus:
-        return [gpus[i % len(gpus)] for i in range(wanted or len(gpus))]
+        if devices > len(gpus):
+            raise UserError(
+                f"trainer.devices={devices}, but this machine shows {len(gpus)} GPUs",
+                f"try trainer.devices={len(gpus)}, or trainer.device=cpu",
+            )
+        sets = [",".join(gpus[i : i + devices]) for i in range(0, len(gpus) - devices + 1, devices)]
+        return [sets[i % len(sets)] for i in range(wanted or len(sets))]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return [None] * (wanted or max(1, cores // threads))
+    return [None] * (wanted or max(1, cores // (threads * devices)))
 
 
-def command(run: RunDir) -> list[str]:
-    return [sys.executable, "-m", "modexp", "train", "--run", str(run.path)]
+def command(run: RunDir, devices: int | None = None) -> list[str]:
+    """Several processes are torchrun's, with a port of their own: runs side by side do not meet."""
+    words = ["-m", "modexp", "train", "--run", str(run.path)]
+    if devices and devices > 1:
+        # -- before the rest, or else torchrun takes --run for a --run-path of its own
+        torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
+        words = ["-m", *torchrun, "-m", "--", *words[1:]]
+    return [sys.executable, *words]
 
 
 @dataclass(frozen=True)
@@ -59,8 +73,10 @@ class Launcher:
     started here if that process is stopped or dies.
     """
 
-    def __init__(self, runs: Sequence[RunDir], slots: Sequence[str | None], threads: int) -> None:
-        self.threads = threads
+    def __init__(
+        self, runs: Sequence[RunDir], slots: Sequence[str | None], threads: int, devices: int | None = None
+    ) -> None:
+        self.threads, self.devices = threads, devices  # of one process, and processes a run
         self.plans = {run.name: run.plan() for run in runs}
         self.waiting = longest_first(runs, self.plans)
         self.held: list[RunDir] = []
@@ -129,7 +145,7 @@ class Launcher:
             environment["CUDA_VISIBLE_DEVICES"] = slot
         with open(run.log_path, "ab") as log:
             process = subprocess.Popen(
-                command(run),
+                command(run, self.devices),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -67,7 +67,7 @@ class Bench:
     def forward(self) -> Tensor:
         for chunk in self.tokens[: self.subject.batch].split(self.micro):
             with autocast(self.device, self.precision):
-                logits = self.stepper.forward(chunk[:, :-1]).logits
+                logits = self.stepper.objective.model(chunk[:, :-1]).logits
         return logits
 
     def evaluate(self) -> None:

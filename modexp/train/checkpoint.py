@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from modexp.errors import RunFailed
 from modexp.files import unwritable
+from modexp.train.parallel import cut_like, whole
+from modexp.train.world import ALONE, World
 
 TENSORS = ("model.safetensors", "optimizer.safetensors")
 
@@ -24,11 +26,7 @@ TENSORS = ("model.safetensors", "optimizer.safetensors")
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Adam's moments and step counts, by the name of their parameter."""
     names = {id(p): name for name, p in model.named_parameters()}
-    return {
-        f"{names[id(p)]}/{key}": value.contiguous()
-        for p, state in optimizer.state.items()
-        for key, value in state.items()
-    }
+    return {f"{names[id(p)]}/{key}": value for p, state in optimizer.state.items() for key, value in state.items()}
 
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
@@ -37,15 +35,18 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
         name, _, kind = key.rpartition("/")
         parameter = parameters[name]
         # a step count stays where the optimizer keeps it: on the parameter's device under fused AdamW
-        optimizer.state[parameter][kind] = value.to(parameter.device)
+        optimizer.state[parameter][kind] = cut_like(parameter, value)
 
 
-def weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name; a tied head appears once, under the embedding's."""
-    return {name: tensor.detach().contiguous() for name, tensor in stored(model).items()}
+def gathered(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
+    """Whole and contiguous, in the process that writes them; one after another, so that no device holds them all."""
+    # in order of name: that of a file just read is not the same in every process
+    found = ((name, whole(tensors[name].detach())) for name in sorted(tensors))
+    return {name: (tensor.cpu() if world.size > 1 else tensor).contiguous() for name, tensor in found if world.leads}
 
 
 def stored(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name; a tied head appears once, under the embedding's."""
     kept = model.state_dict().keys()
     return {**dict(model.named_parameters()), **{n: b for n, b in model.named_buffers() if n in kept}}
 
@@ -58,18 +59,27 @@ def write_synced(path: Path, content: bytes) -> int:
     return zlib.crc32(content)
 
 
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int) -> Path:
-    """Write ``folder/step-N`` beside its place, rename it there, then drop all but the last ``keep``."""
+def save(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    keep: int,
+    world: World = ALONE,
+) -> Path:
+    """Write ``folder/step-N`` beside its place, rename it there, then drop all but the last ``keep``. Of several
+    processes all must ask, and the first one writes."""
     final = folder / f"step-{state['step']:09d}"
+    weights, moments = gathered(stored(model), world), gathered(optimizer_tensors(model, optimizer), world)
+    if not world.leads:
+        return final
     temporary = folder / f".{final.name}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         sums = {
-            "model.safetensors": write_synced(temporary / "model.safetensors", save_tensors(weights(model))),
-            "optimizer.safetensors": write_synced(
-                temporary / "optimizer.safetensors", save_tensors(optimizer_tensors(model, optimizer))
-            ),
+            "model.safetensors": write_synced(temporary / "model.safetensors", save_tensors(weights)),
+            "optimizer.safetensors": write_synced(temporary / "optimizer.safetensors", save_tensors(moments)),
         }
         write_synced(temporary / "state.json", json.dumps({**state, "crc32": sums}).encode())
     except OSError as error:
@@ -115,4 +125,4 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> N
         raise RunFailed(f"{where} holds the weights of another model")
     with torch.no_grad():
         for name, tensor in tensors.items():
-            own[name].copy_(tensor)
+            own[name].copy_(cut_like(own[name], tensor))

@@ -12,9 +12,11 @@ from torch import Tensor
 from modexp.config.model import ModelConfig
 from modexp.config.routing import LayersConfig
 from modexp.models.loss import language_loss
+from modexp.models.stochastic import part_of
 from modexp.models.transformer import Output, Transformer
 from modexp.plan.memory import EVAL_TOKENS
 from modexp.train.hardware import autocast
+from modexp.train.world import ALONE, World
 
 
 class RoutingCounts(NamedTuple):
@@ -30,28 +32,40 @@ def count(output: Output) -> RoutingCounts:
     rows = []
     for routing in output.routings:
         predicted = routing.taken if routing.predicted is None else routing.predicted > 0
-        parts = (torch.ones_like(predicted), routing.taken, predicted, predicted & routing.taken)
+        # the fullest row of a batch sets how far others are filled up: fillings are no slots
+        slots = torch.ones_like(predicted) if routing.real is None else routing.real.unsqueeze(-1).expand_as(predicted)
+        parts = (slots, routing.taken, predicted, predicted & routing.taken)
         rows.append(torch.stack([part.sum() for part in parts]))
     return RoutingCounts(*torch.stack(rows, dim=1).double().cpu())
 
 
 @torch.no_grad()
 def run_pass(
-    model: Transformer, batches: Iterable[Tensor], device: torch.device, precision: str, causal: bool
+    model: Transformer,
+    batches: Iterable[Tensor],
+    device: torch.device,
+    precision: str,
+    causal: bool,
+    world: World = ALONE,
 ) -> tuple[float, RoutingCounts | None]:
-    """Mean loss in nats a token over the sequences in ``batches`` (B, T + 1), and the routing counts."""
+    """Mean loss in nats a token over the sequences in ``batches`` (B, T + 1), and the routing counts.
+
+    Of each batch a process takes its share: FSDP needs all of them in every pass, so they may as well do some of it.
+    """
     total, sequences, counts = 0.0, 0, None
     torch.manual_seed(0)  # of a router that draws its weights: the same ones at every validation
     for batch in batches:
-        chunk = batch.to(device)
-        with autocast(device, precision):
+        mine = world.share(len(batch))
+        chunk = (batch[mine.start : mine.stop] if mine else batch[:1]).to(device)
+        with autocast(device, precision), part_of(len(batch), mine.start if mine else 0):
             output = model(chunk[:, :-1], causal=causal)
-        total += language_loss(output, chunk[:, 1:]).item() * len(chunk)
-        sequences += len(chunk)
+        total += language_loss(output, chunk[:, 1:]).item() * len(mine)
+        sequences += len(batch)
         if output.routings:
-            found = count(output)
+            found = RoutingCounts(*(part * bool(mine) for part in count(output)))
             counts = found if counts is None else RoutingCounts(*(a + b for a, b in zip(counts, found, strict=True)))
-    return total / sequences, counts
+    mean = world.sum(torch.tensor(total, dtype=torch.float64)).item() / sequences
+    return mean, None if counts is None else RoutingCounts(*map(world.sum, counts))
 
 
 def evaluate(
@@ -61,6 +75,7 @@ def evaluate(
     device: torch.device,
     precision: str,
     bytes_per_token: float,
+    world: World = ALONE,
 ) -> dict[str, float]:
     """Rows for metrics.jsonl.
 
@@ -71,7 +86,7 @@ def evaluate(
     row: dict[str, float] = {}
     batches = sequences.split(max(1, EVAL_TOKENS // (sequences.shape[1] - 1)))
     if config.can_be_causal:
-        loss, counts = run_pass(model, batches, device, precision, causal=True)
+        loss, counts = run_pass(model, batches, device, precision, causal=True, world=world)
         row |= {"val/loss": loss, "val/bits_per_byte": loss / math.log(2) / bytes_per_token}
         if counts is not None:
             shares = counts.taken / counts.slots
@@ -80,7 +95,7 @@ def evaluate(
             places = zip(config.routing_places(), shares.tolist(), strict=True)
             row |= {f"val/capacity.{place}": share for place, share in places}
     if config.sees_future:
-        row["val/loss_topk"], counts = run_pass(model, batches, device, precision, causal=False)
+        row["val/loss_topk"], counts = run_pass(model, batches, device, precision, causal=False, world=world)
         if counts is not None and config.predicts:
             hits = counts.hits.sum().item()
             row["val/predictor_precision"] = hits / max(1.0, counts.predicted.sum().item())

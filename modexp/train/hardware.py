@@ -17,10 +17,18 @@ CPU_BF16_WIDTH = 256
 
 
 def choose_device(wanted: str) -> torch.device:
-    """``auto``: the GPU if there is one."""
+    """``auto``: the GPU if there is one; of several processes on a machine, each its own."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError("trainer.device=cuda, but torch sees no CUDA device", "try trainer.device=cpu")
-    return torch.device("cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if processes > gpus:
+        raise UserError(
+            f"{processes} processes on a machine where torch sees {gpus} CUDA devices",
+            f"torchrun --nproc-per-node {gpus}, or trainer.device=cpu",
+        )
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if processes > 1 else torch.device("cuda")
 
 
 def choose_precision(wanted: str, device: torch.device, widths: Iterable[int]) -> str:

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 
 from modexp.config.root import Config
 from modexp.data.corpus import Corpus, open_corpus
-from modexp.errors import Interrupted, ModexpError, RunFailed
+from modexp.errors import Interrupted, ModexpError, RunFailed, UserError
 from modexp.files import write_json, write_text
 from modexp.plan.memory import micro_batch
 from modexp.runs import RunDir, check_config
@@ -29,6 +30,7 @@ from modexp.train.schedule import lr_at
 from modexp.train.signals import Stop
 from modexp.train.step import OutOfMemory, Stepper
 from modexp.train.trackers import Tracker, start
+from modexp.train.world import ALONE, World
 
 
 @dataclass
@@ -37,43 +39,47 @@ class State(Consumed):
 
     loss_sum: float = 0.0  # of the steps since the last row of metrics
     loss_steps: int = 0
-    micro: int = 0  # sequences a pass: another split of the batch would round its gradient otherwise
+    micro: int = 0  # sequences a pass of a process: another split of the batch would round its gradient otherwise
 
 
-def train(directory: Path, began: float | None = None) -> dict[str, Any]:
+def train(directory: Path, began: float | None = None, world: World = ALONE) -> dict[str, Any]:
     """Train the run planned in ``directory`` to its end and return its result; a finished run is only read.
 
     ``began`` is when the work for it did, in seconds as time.time() counts them: by default, now. A run
-    that was stopped goes on from its last checkpoint and ends with the same bits. Raises
-    :class:`~modexp.errors.ModexpError` with a sentence, which error.txt keeps.
+    that was stopped goes on from its last checkpoint and ends with the same bits. All processes of ``world`` call this;
+    the first of them writes. Raises :class:`~modexp.errors.ModexpError` with a sentence, which error.txt keeps.
     """
     run = RunDir(directory)
-    with run.locked():
+    with world.failing_together(), run.locked() if world.leads else nullcontext():
+        world.barrier()
         result = run.result()
         if result is not None:
             return result
         run.error_path.unlink(missing_ok=True)
         try:
             with Stop() as stop:
-                return Training(run, stop, began).to_the_end()
+                return Training(run, stop, began, world).to_the_end()
         except Interrupted:
             raise
         except KeyboardInterrupt:
+            world.first_to_fail(Interrupted.exit_code)
             raise Interrupted(f"{run.path} was stopped", "the same command goes on from its last checkpoint") from None
         except ModexpError as error:
-            write_text(run.error_path, f"{error}\n")
+            if world.first_to_fail(error.exit_code):
+                write_text(run.error_path, f"{error}\n")
             raise
         except Exception as error:
             sentence = f"{run.path} failed: {type(error).__name__}: {error}"
-            write_text(run.error_path, f"{sentence}\n")
+            if world.first_to_fail(RunFailed.exit_code):
+                write_text(run.error_path, f"{sentence}\n")
             if os.environ.get("MODEXP_DEBUG") == "1":
                 raise
             raise RunFailed(sentence, "MODEXP_DEBUG=1 shows the traceback") from error
 
 
 class Training:
-    def __init__(self, run: RunDir, stop: Stop, began: float | None = None) -> None:
-        self.run, self.stop = run, stop
+    def __init__(self, run: RunDir, stop: Stop, began: float | None = None, world: World = ALONE) -> None:
+        self.run, self.stop, self.world = run, stop, world
         self.began = began or time.time()
         self.config: Config = run.config()
         check_config(run, self.config)
@@ -82,6 +88,7 @@ class Training:
         self.precision: str = self.promise["precision"]
         self.text: dict[str, Any] = self.promise["data"]  # as planned: a cache may have grown since
         trainer = self.config.trainer
+        check_devices(self.plan["batch_size"], trainer.devices, world)
 
         self.device = choose_device(trainer.device)
         if self.device.type == "cpu":
@@ -90,13 +97,13 @@ class Training:
         self.held_out = torch.from_numpy(self.corpus.validation(trainer.eval_sequences))
         if len(self.held_out) < trainer.eval_sequences:
             say(f"the held-out text holds {len(self.held_out)} of the {trainer.eval_sequences} sequences asked for")
-        self.stepper = Stepper(self.config, self.device, self.precision)
+        self.stepper = Stepper(self.config, self.device, self.precision, world)
         self.model, self.optimizer = self.stepper.model, self.stepper.optimizer
         self.state = self.resume()
         self.seconds_before = self.state.wall_seconds  # of the attempts before this one
         self.state.micro = trainer.micro_batch_given or self.state.micro or self.fitting_micro_batch()
         self.loss_sum = torch.tensor(self.state.loss_sum, device=self.device)
-        self.limit = matmul_limit(self.device, self.precision)
+        self.limit = matmul_limit(self.device, self.precision) * world.size
         steps, evals = self.plan["steps"], trainer.num_evals
         self.eval_steps = {round(i * steps / evals) for i in range(1, evals + 1)}
 
@@ -105,37 +112,51 @@ class Training:
     def resume(self) -> State:
         """The newest checkpoint that can be read, or the beginning."""
         for path in reversed(checkpoint.saved(self.run.checkpoints)):
+            damage = ""
             try:
                 tensors, moments, stored = checkpoint.read(path)
             except ValueError as error:
-                say(f"{path} is passed over: {error}")
+                damage = str(error)
+            if self.world.most(bool(damage))[0]:
+                say(f"{path} is passed over: {damage or 'another process cannot read it'}")
                 continue
             checkpoint.load_weights(self.model, tensors, path)
             checkpoint.restore_optimizer(self.model, self.optimizer, moments)
-            self.run.cut_metrics(stored["step"])
+            self.cut_metrics(stored["step"])
             return State(**{key: stored[key] for key in State.__dataclass_fields__ if key in stored})
-        self.run.cut_metrics(0)
+        self.cut_metrics(0)
         return State()
 
+    def cut_metrics(self, step: int) -> None:
+        if self.world.leads:
+            self.run.cut_metrics(step)
+
     def fitting_micro_batch(self) -> int:
-        batch, params = self.plan["batch_size"], self.plan["params_total"]
-        return micro_batch(self.config.model, self.config.data, batch, params, memory_free(self.device))
+        share, params = -(-self.plan["batch_size"] // self.world.size), self.plan["params_total"]
+        micro = micro_batch(self.config.model, self.config.data, share, params, memory_free(self.device))
+        return -int(self.world.most(-micro)[0])  # what the fullest device holds
 
     def to_the_end(self) -> dict[str, Any]:
-        tracker = start(self.config.tracker, run_info(self.run, self.config, self.promise), say)
+        tracker = Tracker()
+        if self.world.leads:
+            tracker = start(self.config.tracker, run_info(self.run, self.config, self.promise), say)
         exit_code = 1
         summary: dict[str, Any] = {}
         try:
-            if self.stop.signal:  # asked while the text was being read
+            if self.world.most(self.stop.signal)[0]:  # asked while the text was being read
                 raise Interrupted(f"{self.run.path} was stopped before a step", "the same command starts it")
             with Progress(self.run.name, self.plan["steps"]) as progress:
                 reason = self.steps(tracker, progress)
             self.account()
             consumed = Consumed(**{f.name: getattr(self.state, f.name) for f in fields(Consumed)})
-            summary = outcome(self.run, self.config, self.promise, consumed, reason, describe(self.device))
-            summary["held_out_sequences"] = len(self.held_out)
-            self.run.check_claim()
-            write_json(self.run.result_path, summary)
+            if self.world.leads:
+                summary = outcome(self.run, self.config, self.promise, consumed, reason, describe(self.device))
+                summary["held_out_sequences"] = len(self.held_out)
+                summary["processes"] = self.world.size
+                self.run.check_claim()
+                write_json(self.run.result_path, summary)
+            self.world.barrier()
+            summary = self.run.result() or {}
             exit_code = 0 if summary["status"] == "done" else 1
             return summary
         finally:
@@ -146,7 +167,7 @@ class Training:
         state, plan, trainer = self.state, self.plan, self.config.trainer
         last_saved = time.monotonic()
         since_row, tokens_then = time.perf_counter(), state.sequences
-        with open(self.run.metrics_path, "a") as metrics:
+        with open(self.run.metrics_path if self.world.leads else os.devnull, "a") as metrics:
             while state.step < plan["steps"]:
                 lr, norm = self.step()
                 due = state.step in self.eval_steps or state.step == plan["steps"]
@@ -167,10 +188,12 @@ class Training:
                         return f"{odd[0]} is {row[odd[0]]} at step {state.step}"
                     progress.show(row)
                     since_row, tokens_then = time.perf_counter(), state.sequences
-                finished, asked = state.step == plan["steps"], self.stop.signal
-                minutes = (time.monotonic() - last_saved) / 60
-                if finished or asked or minutes > trainer.checkpoint_minutes:
-                    os.fsync(metrics.fileno())
+                finished, minutes = state.step == plan["steps"], (time.monotonic() - last_saved) / 60
+                # a signal to one process is one to all, and so is a look at its clock
+                asked, late = self.world.most(self.stop.signal, minutes > trainer.checkpoint_minutes)
+                if finished or asked or late:
+                    if self.world.leads:
+                        os.fsync(metrics.fileno())
                     self.save()
                     last_saved = time.monotonic()
                 if asked and not finished:
@@ -250,15 +273,17 @@ class Training:
             self.device,
             self.precision,
             self.text["validation_bytes_per_token"],
+            self.world,
         )
         self.model.train()
         self.state.eval_seconds += time.perf_counter() - begin
         return row
 
     def account(self) -> None:
-        """Bring up to date what this run has taken."""
+        """Bring up to date what this run has taken; memory is that of the process which took most."""
         self.state.wall_seconds = self.seconds_before + time.time() - self.began
-        self.state.peak_memory_bytes = max(self.state.peak_memory_bytes, peak_memory(self.device))
+        peak = int(self.world.most(peak_memory(self.device))[0])
+        self.state.peak_memory_bytes = max(self.state.peak_memory_bytes, peak)
 
     def save(self) -> None:
         self.run.check_claim()
@@ -270,7 +295,19 @@ class Training:
             self.optimizer,
             dict(vars(self.state)),
             self.config.trainer.keep_checkpoints,
+            self.world,
         )
+
+
+def check_devices(batch: int, planned: int | None, world: World) -> None:
+    """Refuse processes that no sequence is left for; say where they are not as many as planned."""
+    if world.size > batch:
+        raise UserError(
+            f"{world.size} processes share steps of {batch} sequences",
+            f"start at most {batch}, or raise optim.batch_size",
+        )
+    if planned not in (None, world.size):
+        say(f"trainer.devices={planned} was planned; going on with the processes that were started: {world.size}")
 
 
 def corpus_of(config: Config, promise: dict[str, Any]) -> Corpus:

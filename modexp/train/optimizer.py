@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from modexp.config.train import OptimConfig
+from modexp.train.parallel import whole
 
 
 def is_predictor(name: str) -> bool:
@@ -34,4 +35,4 @@ def clip_gradients(model: nn.Module, largest: float) -> Tensor:
     norm = nn.utils.clip_grad_norm_(families[False], largest)
     if families[True]:
         nn.utils.clip_grad_norm_(families[True], largest)
-    return norm
+    return whole(norm)

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from modexp.config.root import Config
 from modexp.models.build import build
-from modexp.models.loss import training_loss
+from modexp.models.stochastic import part_of
 from modexp.models.transformer import Transformer
-from modexp.train.hardware import autocast, is_out_of_memory, release
+from modexp.train.hardware import is_out_of_memory, release
 from modexp.train.optimizer import clip_gradients, make_optimizer
+from modexp.train.parallel import keeping_gradients, spread
+from modexp.train.world import ALONE, World
 
 
 class OutOfMemory(Exception):
@@ -22,17 +24,18 @@ class OutOfMemory(Exception):
 class Stepper:
     """A model, its optimizer, and how the two are run on a device.
 
-    B sequences a step, T tokens each, in micro-batches whose gradients add up.
+    B sequences a step, T tokens each, shared among processes and in micro-batches: whatever the split, gradients,
+    averages and noise are those of one pass over all of them, to rounding.
     """
 
-    def __init__(self, config: Config, device: torch.device, precision: str) -> None:
-        self.device, self.precision = device, precision
+    def __init__(self, config: Config, device: torch.device, precision: str, world: World = ALONE) -> None:
+        self.device, self.world = device, world
         self.grad_clip = config.optim.grad_clip
-        self.model: Transformer = build(config.model, config.data, config.seed).to(device)
-        kept = self.model.state_dict().keys()
-        self.buffers = [b for name, b in self.model.named_buffers() if name in kept]  # running estimates of routers
+        self.model: Transformer = build(config.model, config.data, config.seed)
+        self.objective: Any = spread(self.model, config, device, precision, world)
         self.optimizer = make_optimizer(self.model, config.optim)
-        self.forward: Any = torch.compile(self.model) if config.trainer.compile else self.model
+        kept = self.model.state_dict().keys()
+        self.averages = [b for name, b in self.model.named_buffers() if name in kept]  # that a pass moves
 
     def step(self, batch: Tensor, micro: int, lr: float, seed: int) -> tuple[Tensor, Tensor]:
         """Train on ``batch`` (B, T + 1), ``micro`` sequences a pass, at rate ``lr``; ``seed`` is of the routers' noise.
@@ -49,29 +52,44 @@ class Stepper:
         return mean_loss, norm
 
     def passes_or_nothing(self, batch: Tensor, micro: int, seed: int) -> Tensor:
-        before = [buffer.clone() for buffer in self.buffers]
+        before = [average.clone() for average in self.averages]
         try:
-            return self.passes(batch, micro, seed)
+            return self.passes(batch, micro, seed, before)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            # one process of several cannot go back alone: the others are waiting in the middle of a pass
+            if not is_out_of_memory(error) or self.world.size > 1:
                 raise
             reason = str(error).partition("\n")[0] or type(error).__name__
         # here, where the error and with it the frames that hold the activations are gone
         self.optimizer.zero_grad(set_to_none=True)
-        for buffer, old in zip(self.buffers, before, strict=True):
-            buffer.copy_(old)
+        for average, old in zip(self.averages, before, strict=True):
+            average.copy_(old)
         release(self.device)
         raise OutOfMemory(reason)
 
-    def passes(self, batch: Tensor, micro: int, seed: int) -> Tensor:
-        """Forward and backward, chunk by chunk; the mean loss."""
-        torch.manual_seed(seed)
-        mean_loss = torch.zeros((), device=self.device)
-        for chunk in batch.split(micro):
-            with autocast(self.device, self.precision):
-                output = self.forward(chunk[:, :-1])
-            total, loss = training_loss(output, chunk[:, 1:])
-            weight = len(chunk) / len(batch)
-            (total * weight).backward()
-            mean_loss += loss.detach() * weight
+    def passes(self, batch: Tensor, micro: int, seed: int, before: list[Tensor]) -> Tensor:
+        """Forward and backward, pass by pass, each from the running averages ``before``; the mean loss."""
+        B = len(batch)
+        passes = self.world.passes(B, micro)
+        means = [torch.zeros((), device=self.device), *map(torch.zeros_like, self.averages)]
+        for number, part in enumerate(passes, 1):
+            # a process whose share is done goes along with any sequence, of no weight: the others wait for it
+            chunk = batch[part.start : part.stop] if part else batch[:1]
+            weight = len(part) / B
+            for average, value in zip(self.averages, before, strict=True):
+                average.copy_(value)
+            torch.manual_seed(seed)
+            with part_of(B, part.start if part else 0), keeping_gradients(self.objective, number < len(passes)):
+                total, loss = self.objective(chunk[:, :-1], chunk[:, 1:])
+                (total * (weight * self.world.size)).backward()
+            for mean, value in zip(means, [loss.detach(), *self.averages], strict=True):
+                mean += value * weight
+        mean_loss, *moved = self.together(means)
+        for average, value in zip(self.averages, moved, strict=True):
+            average.copy_(value)
         return mean_loss
+
+    def together(self, means: list[Tensor]) -> list[Tensor]:
+        """Each summed over the processes, all in one message."""
+        flat = self.world.sum(torch.cat([mean.flatten() for mean in means]))
+        return [piece.view_as(mean) for piece, mean in zip(flat.split([m.numel() for m in means]), means, strict=True)]

@@ -71,12 +71,25 @@ def print_status(rows: list[dict[str, Any]]) -> None:
         )
     print_table(columns, lines, optional=("top-k", "bits/byte", "FLOPs"))
     counts = Counter(row["status"] for row in rows)
-    spent, planned = (sum(row[key] for row in rows) for key in ("flops_consumed", "flops_planned"))
+    shared = sum(row["flops_shared"] for row in rows)
+    planned = sum(row["flops_planned"] for row in rows) - shared
+    spent = sum(own_flops(row) for row in rows)
     note(
         ", ".join(f"{n} {status}" for status, n in counts.items())
         + f"; {spent:.3g} of {planned:.3g} FLOPs consumed ({spent / planned:.0%})"
         + left_of(rows)
     )
+    if shared:
+        note(
+            f"trunks: {sum(row['flops_shared'] > 0 for row in rows)} runs branch off others: {shared:.4g} of"
+            f" {planned + shared:.4g} FLOPs ({shared / (planned + shared):.1%}) are trained once for several runs, and"
+            " each run's row counts its whole path"
+        )
+
+
+def own_flops(row: dict[str, Any]) -> int:
+    """What a run consumed without what its trunk trained for it."""
+    return max(0, row["flops_consumed"] - row["flops_shared"])
 
 
 def left_of(rows: list[dict[str, Any]]) -> str:
@@ -84,5 +97,8 @@ def left_of(rows: list[dict[str, Any]]) -> str:
     from modexp.train.progress import duration
 
     unfinished = [row for row in rows if row["status"] not in ("done", "diverged") and row["predicted_seconds"]]
-    seconds = sum(row["predicted_seconds"] * (1 - row["flops_consumed"] / row["flops_planned"]) for row in unfinished)
+    seconds = sum(
+        row["predicted_seconds"] * (1 - own_flops(row) / (row["flops_planned"] - row["flops_shared"]))
+        for row in unfinished
+    )
     return f"; about {duration(seconds)} of one device left" if unfinished else ""

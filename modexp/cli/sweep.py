@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ def main(words: list[str]) -> int:
     add_budget(p)
     p.add_argument("--dry-run", action="store_true", help="stop after the plan")
     p.add_argument("--yes", action="store_true", help="go on even if it will take more than a day")
+    p.add_argument("--check-branch", action="store_true", help="train one branch of a trunk whole, too, and compare")
     p.add_argument("words", nargs="*", metavar="NAME | key=value", help="a sweep file (default: isoflop), overrides")
     args = p.parse_intermixed_args(words)
 
@@ -42,6 +43,10 @@ def main(words: list[str]) -> int:
     study = join(runs_dir / name, sweep, arms)
     if sweep.description:
         note(f"{name}: {sweep.description}")
+    if study.sweep.share_trunk:
+        refuse_launcher(arms[next(iter(arms))](sweep.budgets[0]).launcher.kind)
+    elif args.check_branch:
+        raise UserError("--check-branch finds no branch in this study", "add schedule=wsd share_trunk=on")
     if study.sweep.adapt.enabled:
         from modexp.cli import adaptive
 
@@ -57,9 +62,26 @@ def main(words: list[str]) -> int:
     directories = write_runs(study, plan.runs)
     tell_skipped(directories)
     elsewhere = execute_left(directories)
+    if study.sweep.share_trunk:
+        from modexp.train.branch import drop_spent
+
+        drop_spent([run for run, _ in directories])
     conclude(study)
     complain_of(directories, elsewhere)
+    if args.check_branch:
+        from modexp.cli.check_branch import check_branch
+
+        check_branch(study.path, directories)
     return 0
+
+
+def refuse_launcher(kind: str) -> None:
+    """Branches wait for their trunks' checkpoints, which only the local launcher knows of."""
+    if kind != "local":
+        raise UserError(
+            f"launcher={kind} starts all runs at once, and share_trunk=on has branches wait for their trunk",
+            "set launcher=local, or leave share_trunk out",
+        )
 
 
 def unfinished(study: Study, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
@@ -109,6 +131,9 @@ def write_runs(study: Study, runs: Sequence[PlannedRun]) -> list[tuple[RunDir, P
     data = runs[0].config.data
     tokens = study.data["train_tokens"] if study.data["exhausted"] else data.num_tokens
     directories = []
+    leaving: dict[str, set[int]] = {}  # steps at which others leave a trunk
+    for branch in (planned.branch for planned in runs if planned.branch):
+        leaving.setdefault(branch.trunk, set()).add(branch.step)
     for planned in runs:
         config = replace(
             planned.config,
@@ -118,7 +143,11 @@ def write_runs(study: Study, runs: Sequence[PlannedRun]) -> list[tuple[RunDir, P
         )
         planned = replace(planned, config=config, plan=plan_run(config, planned.plan.arm))  # now its epochs are known
         run = RunDir(study.path / planned.plan.name)
-        create(run, config, planned.plan, study.data, predict(planned.plan, config, speed).to_json() if speed else None)
+        predicted = predict(planned.plan, config, speed, planned.branch).to_json() if speed else None
+        trunk: dict[str, Any] = {"branch": asdict(planned.branch)} if planned.branch else {}
+        if steps := leaving.get(run.name):
+            trunk = {"branch_steps": sorted(steps)}
+        create(run, config, planned.plan, study.data, predicted, trunk)
         directories.append((run, planned))
     if tokens != data.num_tokens:
         warn_of_epochs([planned.plan for _, planned in directories])
@@ -169,7 +198,7 @@ def check_time(study: Study, left: Sequence[PlannedRun], yes: bool) -> None:
     slots = len(slots_of(config.launcher.slots, config.trainer.threads, config.trainer.device))
     found = measured_here(left, study.precision)
     speed = from_measurement(found)
-    times = [predict(run.plan, run.config, speed).seconds for run in left]
+    times = [predict(run.plan, run.config, speed, run.branch).seconds for run in left]
     seconds = max(sum(times) / slots, max(times))
     note(f"{len(left)} runs will take about {duration(seconds)} here, {slots} at a time: {speed.source}")
     if found["busy"]:

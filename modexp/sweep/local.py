@@ -53,14 +53,16 @@ class Launcher:
 
     def __post_init__(self) -> None:
         self.waiting = list(self.runs)
+        self.origins = {run.path: run.origin() for run in self.runs}
 
     def run(self, on_end: Callable[[RunDir, int], None], on_wait: Callable[[list[RunDir]], None]) -> None:
         """Start, watch and reap until nothing is left; on an exception stop what runs, saving its state."""
         free = list(self.slots)
         try:
             while self.waiting or self.active:
-                while free and self.waiting:
-                    self.start(self.waiting.pop(0), free.pop(0))
+                while free and (run := next(filter(self.ready, self.waiting), None)):
+                    self.waiting.remove(run)
+                    self.start(run, free.pop(0))
                 for pid, (run, process, slot) in list(self.active.items()):
                     code = process.poll()
                     if code is not None:
@@ -71,6 +73,15 @@ class Launcher:
                 time.sleep(POLL)
         finally:
             self.stop()
+
+    def ready(self, run: RunDir) -> bool:
+        """A branch waits for its trunk's checkpoint, as long as somebody is on the way to it."""
+        origin = self.origins[run.path]
+        if origin is None or origin[1].exists():
+            return True
+        trunk = origin[0]
+        ours = [other.path for other in self.waiting] + [other.path for other, _, _ in self.active.values()]
+        return trunk.path not in ours and not trunk.is_locked()
 
     def start(self, run: RunDir, slot: str | None) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}

@@ -4,6 +4,7 @@ runs/<study>/<run>/config.yaml     resolved, complete, loadable
                    plan.json       what was promised: plan, ledger, precision, data, identity
                    metrics.jsonl   one line a log step
                    checkpoints/    weights, optimizer, state
+                   branches/       checkpoints at which other runs leave this one, while they need them
                    result.json     what was consumed and reached; its presence means done
                    error.txt       why it failed, if it did
                    log.txt         what a run started by a sweep printed
@@ -41,6 +42,7 @@ class RunDir:
         self.plan_path = self.path / "plan.json"
         self.metrics_path = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
+        self.branches = self.path / "branches"
         self.result_path = self.path / "result.json"
         self.error_path = self.path / "error.txt"
         self.log_path = self.path / "log.txt"
@@ -55,6 +57,14 @@ class RunDir:
 
     def plan(self) -> dict[str, Any]:
         return read_json(self.plan_path, "plan", "data", "identity", "precision")
+
+    def origin(self) -> tuple[RunDir, Path] | None:
+        """Of a branch: its trunk, and the checkpoint at which it leaves it; None for other runs."""
+        branch = self.plan().get("branch")
+        if not branch:
+            return None
+        trunk = RunDir(self.path.parent / branch["trunk"])
+        return trunk, trunk.branches / f"step-{branch['step']:09d}"
 
     def result(self) -> dict[str, Any] | None:
         return read_json(self.result_path, "status") if self.result_path.exists() else None
@@ -89,8 +99,10 @@ class RunDir:
     def cut_metrics(self, step: int) -> None:
         """Drop the rows later than ``step``: a resumed run writes them again."""
         if self.metrics_path.exists():
-            kept = [json.dumps(row) + "\n" for row in self.metrics() if row["step"] <= step]
-            write_text(self.metrics_path, "".join(kept))
+            self.write_metrics([row for row in self.metrics() if row["step"] <= step])
+
+    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def state(self) -> str:
         """done | diverged | running | stale | failed | stopped | planned. A stale run's process is gone."""
@@ -126,11 +138,17 @@ def identity(config: Config) -> str:
 
 
 def create(
-    run: RunDir, config: Config, plan: RunPlan, data: dict[str, Any], predicted: dict[str, Any] | None = None
+    run: RunDir,
+    config: Config,
+    plan: RunPlan,
+    data: dict[str, Any],
+    predicted: dict[str, Any] | None = None,
+    trunk: dict[str, Any] | None = None,
 ) -> None:
     """Write what is planned, or accept the same plan already there; refuse a directory that holds another.
 
-    ``predicted``: seconds and bytes it will take (modexp.plan.cost), kept beside the plan to be compared with."""
+    ``predicted``: seconds and bytes it will take (modexp.plan.cost), kept beside the plan to be compared with.
+    ``trunk``: ``branch``, where this run leaves its trunk, or ``branch_steps``, at which others leave it."""
     if run.plan_path.exists():
         old, new = scientific(run.config()), scientific(config)
         difference = first_difference(old, new)
@@ -158,6 +176,7 @@ def create(
             "model": asdict(config.model),  # what the records need of config.yaml, which is slow to read
             "ledger": books.to_json(),
             "predicted": predicted or {},
+            **(trunk or {}),
         },
     )
 

@@ -114,6 +114,17 @@ def is_guard(record: Record) -> bool:
     return float(record.get("lr_scale") or 1.0) != 1.0
 
 
+def shared_trunks(records: Sequence[Record]) -> str:
+    """A sentence where runs branch off others; empty where each is its own."""
+    branches = sum(bool(record.get("trunk")) for record in records)
+    return (
+        f"{branches} of {len(records)} runs share the trunk of a larger budget: the losses of one size go up and down"
+        " together, so intervals, which take them for independent, are too narrow"
+        if branches
+        else ""
+    )
+
+
 def size_of(record: Record, axis: str) -> float | None:
     """A run's place on an axis. Its FLOPs per token are those that its causal router really spent."""
     realised = record.get("flops_per_token_causal") if axis == "flops_per_token" else None

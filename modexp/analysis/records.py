@@ -41,6 +41,9 @@ def record(run: RunDir) -> dict[str, Any]:
         "flops_consumed": result.get("flops_consumed", 0),
         "error": result.get("error") or run.error(),
     }
+    branch = promise.get("branch") or {"trunk": None, "sequences": 0}
+    row["trunk"] = branch["trunk"]  # of a branch: the run that trained its first part
+    row["flops_shared"] = result.get("flops_shared", branch["sequences"] * plan["training_flops_per_sequence"])
     row |= {key: result.get(key) for key in REACHED}
     if result.get("train_seconds") and row["tokens"]:
         row["seconds_per_token"] = result["train_seconds"] / row["tokens"]

@@ -10,7 +10,7 @@ from modexp.analysis.bootstrap import Bootstrap, bootstrap
 from modexp.analysis.interpolate import InterpolatedExponent, fit_interpolated
 from modexp.analysis.isoflop import StudyFit, fit_study
 from modexp.analysis.outliers import RESIDUAL_RULE, highest_losses, highest_rule, outliers
-from modexp.analysis.points import DroppedRun, Point, Record, arms_of, select
+from modexp.analysis.points import DroppedRun, Point, Record, arms_of, select, shared_trunks
 from modexp.analysis.surface import PENALTIES, Cost, Surface, fit_cost, fit_surface
 
 SUM_APART = 0.05  # a + b further from 1 than this is worth a sentence
@@ -86,6 +86,7 @@ def report(
         curves = {c.flops: [(p.x, p.loss) for p in c.points] for c in fit.curves if c.arm == arm and c.points}
         interpolated[arm] = fit_interpolated(curves, fit.noise_sd if resamples else None, level, resamples)
         warnings += [s for s in (sum_of_exponents(arm, kept, fit), astray(arm, mine)) if s]
+    warnings += [s for s in (shared_trunks(kept),) if s]
     return Report(fit, tuple(surfaces), interpolated, tuple(warnings), tuple(points))
 
 

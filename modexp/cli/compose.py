@@ -16,7 +16,7 @@ from modexp.config.root import GROUPS, SCALARS, Config, did_you_mean, from_tree,
 from modexp.config.study import AdaptConfig, BudgetConfig, GridConfig, SweepConfig
 from modexp.errors import UserError
 
-SWEEP_KEYS = ("budgets", "seeds", "grid", "adapt", "guard")
+SWEEP_KEYS = ("budgets", "seeds", "grid", "adapt", "guard", "share_trunk")
 
 
 def shipped(folder: str) -> Path:
@@ -128,6 +128,7 @@ def find_sweep(name: str) -> Path:
 def load_sweep(name: str, budgets: list[float], overrides: list[str]) -> tuple[str, SweepConfig]:
     """A study's name and its sweep, with the command line's budgets, ``seeds=``, ``grid.*=`` and other overrides."""
     path = find_sweep(name)
+    overrides = [o.removeprefix("sweep.") for o in overrides]  # sweep.share_trunk=true says share_trunk=true
     own = [o for o in overrides if o.partition("=")[0].split(".")[0] in SWEEP_KEYS]
     rest = [o for o in overrides if o not in own]
     refuse_owned(rest, ("study", "runs_dir", "budget.convention"))

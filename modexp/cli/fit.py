@@ -25,7 +25,7 @@ from modexp.cli.common import (
 from modexp.errors import UserError
 
 if TYPE_CHECKING:
-    pass
+    from modexp.config.root import Config
 
 
 def main(words: list[str]) -> int:
@@ -116,11 +116,24 @@ def study_facts(study: Path) -> dict[str, str]:
         "study": study.name,
         "data": f"{config.data.kind}, tokenizer {config.data.tokenizer}, sequences of {config.data.sequence_length}",
         "content hash of the text": str(runs[0].plan()["data"].get("content_hash", "unknown")),
-        "schedule": f"{config.schedule.kind} over each run's own steps, warm-up {config.schedule.warmup:.0%}",
+        "schedule": schedule_words(config),
         "optimizer": f"{config.optim.kind}, rate by {config.optim.lr}, batch by {config.optim.batch_size}",
         "precision": str(result.get("precision", "not trained yet")),
         "modexp": ", ".join(f"{key} {origin.get(key) or 'unknown'}" for key in ("modexp", "commit", "torch")),
     }
+
+
+def schedule_words(config: Config) -> str:
+    from modexp.config.train import WsdConfig
+    from modexp.wording import budget_text
+
+    schedule, rules_at = config.schedule, config.budget.rules_at
+    words = f"{schedule.kind} over each run's own steps, warm-up {schedule.warmup:.0%}"
+    if isinstance(schedule, WsdConfig):
+        words += f", the rate constant until the decay over the last {schedule.decay:.0%}"
+    if rules_at:
+        words += f"; batch, rate and warm-up of every budget are the rules' at {budget_text(rules_at)} FLOPs"
+    return words
 
 
 def print_conventions(study: Path, args: Any) -> int:

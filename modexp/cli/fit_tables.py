@@ -17,6 +17,7 @@ SHOWN_DROPS = 10  # left-out runs that are told one by one
 def print_fit(rows: Sequence[dict[str, Any]]) -> None:
     """The parabolas alone: what a sweep ends with."""
     from modexp.analysis.isoflop import fit_study
+    from modexp.analysis.points import shared_trunks
 
     fit = fit_study(rows)
     print_optima(fit)
@@ -28,6 +29,8 @@ def print_fit(rows: Sequence[dict[str, Any]]) -> None:
                 f"{e.arm}: optimum = {e.coefficient:.4g} x C^{e.exponent:.3f}"
                 f" ({fit.level:.0%}: {e.low:.3f} .. {e.high:.3f})" + "".join(f"; {warning}" for warning in e.warnings)
             )
+    if sentence := shared_trunks(rows):
+        print(sentence)
     print_rest(fit)
     print_guards(rows, fit.axis)
 

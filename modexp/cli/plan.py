@@ -18,8 +18,9 @@ from modexp.cli.common import (
     split_words,
 )
 from modexp.errors import UserError
-from modexp.plan.grid import StudyPlan, unequal_centres
+from modexp.plan.grid import PlannedRun, StudyPlan, unequal_centres
 from modexp.plan.run import RunPlan
+from modexp.plan.trunk import saving
 from modexp.wording import budget_text, size_text
 
 if TYPE_CHECKING:
@@ -104,20 +105,27 @@ def costs_of(plan: StudyPlan, speed: Speed | None) -> list[Cost]:
         return []
     from modexp.plan.cost import predict
 
-    return [predict(run.plan, run.config, speed) for run in plan.runs]
+    return [predict(run.plan, run.config, speed, run.branch) for run in plan.runs]
 
 
 def to_json(plan: StudyPlan, costs: list[Cost], price: float | None, speed: Speed | None) -> dict[str, Any]:
     predicted = [cost.to_json(price) for cost in costs] or [{} for _ in plan.runs]
     found: dict[str, Any] = {
-        "runs": [run.plan.to_json() | more for run, more in zip(plan.runs, predicted, strict=True)],
+        "runs": [run_json(run) | more for run, more in zip(plan.runs, predicted, strict=True)],
         "dropped": [asdict(d) for d in plan.dropped],
     }
+    if saved := saving(plan.runs):
+        found["trunks"] = asdict(saved) | {"share": saved.share}
     if speed is not None:
         seconds = sum(cost.seconds for cost in costs)
         found["predicted"] = {"source": speed.source, "seconds": seconds}
         found["predicted"] |= {} if price is None else {"cost": seconds / 3600 * price}
     return found
+
+
+def run_json(run: PlannedRun) -> dict[str, Any]:
+    branch = {} if run.branch is None else {"trunk": run.branch.trunk, "branch_step": run.branch.step}
+    return run.plan.to_json() | branch
 
 
 COLUMNS = (
@@ -177,6 +185,8 @@ def print_plan(
             f" {first.sequence_length} tokens; lr rule {first.lr_rule}, batch rule {first.batch_rule};"
             " FLOPs/token forward, x twin: over the dense model of the same shape"
         )
+    if saved := saving(plan.runs):
+        note(saved.sentence)
     for dropped in plan.dropped:
         note(f"dropped: {dropped.arm} at {budget_text(dropped.budget)}, seed {dropped.seed}: {dropped.reason}")
     plans = [run.plan for run in plan.runs]

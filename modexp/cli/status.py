@@ -144,4 +144,12 @@ def totals(rows: list[dict[str, Any]]) -> str:
         text += f"; to finish: {left.flops_left:.3g} FLOPs"
         if left.seconds_left is not None:
             text += f", {left.seconds_left / 3600:.3g} device-hours (about {duration(left.seconds_left)} of one device)"
+    shared = sum(row["flops_shared"] for row in rows)
+    if shared:
+        whole = left.flops_planned + shared
+        branches = sum(row["flops_shared"] > 0 for row in rows)
+        text += (
+            f"; {branches} runs branch off others: {shared:.4g} of {whole:.4g} FLOPs ({shared / whole:.1%}) are"
+            " trained once for several runs, and each run's row counts its whole path"
+        )
     return text

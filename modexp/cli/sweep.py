@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ def main(words: list[str]) -> int:
     p.add_argument("--dry-run", action="store_true", help="stop after the plan")
     p.add_argument("--yes", action="store_true", help="go on even if it will take more than a day")
     p.add_argument("--detach", action="store_true", help="with launcher=slurm: return once the jobs are queued")
+    p.add_argument("--check-branch", action="store_true", help="train one branch of a trunk whole, too, and compare")
     p.add_argument("words", nargs="*", metavar="NAME | key=value", help="a sweep file (default: isoflop), overrides")
     args = p.parse_intermixed_args(words)
 
@@ -54,6 +55,10 @@ def main(words: list[str]) -> int:
     study = join(runs_dir / name, sweep, arms)
     if sweep.description:
         note(f"{name}: {sweep.description}")
+    if study.sweep.share_trunk:
+        refuse_launcher(arms[next(iter(arms))](sweep.budgets[0]).launcher.kind)
+    elif args.check_branch:
+        raise UserError("--check-branch finds no branch in this study", "add schedule=wsd share_trunk=on")
     if study.sweep.adapt.enabled:
         from modexp.cli import adaptive
 
@@ -71,14 +76,31 @@ def main(words: list[str]) -> int:
     if args.detach and (left := [run for run, _ in directories if run.result() is None]):
         return slurm.detach(left, plan.runs[0].config)
     execute_left(study, directories)
+    if study.sweep.share_trunk:
+        from modexp.train.branch import drop_spent
+
+        drop_spent([run for run, _ in directories])
     conclude(study)
     complain_of(directories)
+    if args.check_branch:
+        from modexp.cli.check_branch import check_branch
+
+        check_branch(study.path, directories)
     return 0
 
 
 def launcher_of(arms: Arms) -> Any:
     """The launcher of a study: its first arm's."""
     return next(iter(arms.values()))(1.0).launcher
+
+
+def refuse_launcher(kind: str) -> None:
+    """Branches wait for their trunks' checkpoints, which only the local launcher knows of."""
+    if kind != "local":
+        raise UserError(
+            f"launcher={kind} starts all runs at once, and share_trunk=on has branches wait for their trunk",
+            "set launcher=local, or leave share_trunk out",
+        )
 
 
 def unfinished(study: Study, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
@@ -132,6 +154,9 @@ def write_runs(study: Study, runs: Sequence[PlannedRun]) -> list[tuple[RunDir, P
     data = runs[0].config.data
     tokens = study.data["train_tokens"] if study.data["exhausted"] else data.num_tokens
     directories = []
+    leaving: dict[str, set[int]] = {}  # steps at which others leave a trunk
+    for branch in (planned.branch for planned in runs if planned.branch):
+        leaving.setdefault(branch.trunk, set()).add(branch.step)
     for planned in runs:
         config = replace(
             planned.config,
@@ -141,7 +166,11 @@ def write_runs(study: Study, runs: Sequence[PlannedRun]) -> list[tuple[RunDir, P
         )
         planned = replace(planned, config=config, plan=plan_run(config, planned.plan.arm))  # now its epochs are known
         run = RunDir(study.path / planned.plan.name)
-        create(run, config, planned.plan, study.data, predict(planned.plan, config, speed).to_json() if speed else None)
+        predicted = predict(planned.plan, config, speed, planned.branch).to_json() if speed else None
+        trunk: dict[str, Any] = {"branch": asdict(planned.branch)} if planned.branch else {}
+        if steps := leaving.get(run.name):
+            trunk = {"branch_steps": sorted(steps)}
+        create(run, config, planned.plan, study.data, predicted, trunk)
         directories.append((run, planned))
     if tokens != data.num_tokens:
         warn_of_epochs([planned.plan for _, planned in directories])
@@ -157,7 +186,7 @@ def tell_skipped(directories: Sequence[tuple[RunDir, PlannedRun]]) -> None:
 def execute_left(study: Study, directories: Sequence[tuple[RunDir, PlannedRun]]) -> None:
     """Run what is not finished."""
     if any(run.result() is None for run, _ in directories):
-        execute(study, [run for run, _ in directories], directories[0][1].config)
+        execute(study.path, [run for run, _ in directories], directories[0][1].config)
 
 
 def complain_of(directories: Sequence[tuple[RunDir, PlannedRun]]) -> None:
@@ -199,7 +228,7 @@ def check_time(study: Study, left: Sequence[PlannedRun], yes: bool) -> None:
     found = measured_here(left, study.precision)
     speed = from_measurement(found)
     devices = trainer.devices or 1  # a prediction is for one; what several say to each other is not in it
-    times = [predict(run.plan, run.config, speed).seconds / devices for run in left]
+    times = [predict(run.plan, run.config, speed, run.branch).seconds / devices for run in left]
     seconds = max(sum(times) / slots, max(times))
     note(f"{len(left)} runs will take about {duration(seconds)} here, {slots} at a time: {speed.source}")
     if found["busy"]:
@@ -212,12 +241,12 @@ def check_time(study: Study, left: Sequence[PlannedRun], yes: bool) -> None:
     write_json(study.path / "bench.json", found)
 
 
-def execute(study: Study, runs: Sequence[RunDir], config: Any) -> None:
+def execute(study: Path, runs: Sequence[RunDir], config: Any) -> None:
     """Run what is not finished, the longest first, and wait for what other processes have."""
     if config.launcher.kind == "slurm":
         from modexp.cli import slurm
 
-        return slurm.execute(study.path, runs, config)
+        return slurm.execute(study, runs, config)
     from modexp.cli.watch import Watch
     from modexp.sweep.local import Launcher, ending, slots_of
     from modexp.sweep.queue import opened
@@ -226,7 +255,7 @@ def execute(study: Study, runs: Sequence[RunDir], config: Any) -> None:
     slots = slots_of(config.launcher.slots, trainer.threads, trainer.device, trainer.devices)
     left = [run for run in runs if run.result() is None]
     launcher = Launcher(left, slots, trainer.threads, trainer.devices)
-    with Watch(runs, len(slots)) as watch, opened(study.path) as queue:
+    with Watch(runs, len(slots)) as watch, opened(study) as queue:
 
         def on_wait(launcher: Launcher) -> None:
             queue.show([run.name for run in launcher.waiting])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from modexp.config.base import one_of, require, unscientific
+from modexp.config.base import neutral, one_of, require, unscientific
 from modexp.config.slurm import SlurmConfig
 from modexp.flops.ledger import CONVENTIONS
 
@@ -16,9 +16,11 @@ class BudgetConfig:
 
     flops: float = 1e12
     convention: str = "matmul"
+    rules_at: float | None = neutral(None)  # FLOPs at which batch, rate and warm-up are taken; None: the run's own
 
     def __post_init__(self) -> None:
         require(self.flops > 0, "budget.flops", self.flops, "is not positive", "try --budget 6e18")
+        require((self.rules_at or 1) > 0, "budget.rules_at", self.rules_at, "is not positive", "null: the run's own")
         one_of("budget.convention", self.convention, tuple(CONVENTIONS))
 
 
@@ -90,6 +92,7 @@ class SweepConfig:
     grid: GridConfig = field(default_factory=GridConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     guard: bool = False  # also train the ends of each curve at half and twice the rule's learning rate
+    share_trunk: bool = False  # one run a size serves every budget (modexp/plan/trunk.py)
     overrides: list[str] = field(default_factory=list)  # for every arm
     description: str = unscientific("")
 
@@ -101,6 +104,12 @@ class SweepConfig:
         require(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "names a seed twice")
         few = self.adapt.enabled and self.grid.points < FIT_SIZES
         require(not few, "grid.points", self.grid.points, f"is fewer than the {FIT_SIZES} that adapt=on fits")
+        both = self.share_trunk and self.adapt.enabled
+        require(not both, "share_trunk", "on", "needs all budgets' sizes at once, and adapt=on finds them one by one")
+        same = self.share_trunk and self.grid.span == 1
+        require(
+            not same, "grid.span", self.grid.span, "gives each budget a size of its own: there is no trunk to share"
+        )
         for arm in self.arms:
             ok = arm.replace("_", "").replace("-", "").isalnum() and not arm.startswith("-")
             require(ok, "arms", arm, "is not made of letters, digits, _ and -")

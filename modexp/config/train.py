@@ -59,6 +59,22 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class WsdConfig(ScheduleConfig):
+    """Warm-up, stable, decay: the rate stays at its peak until the last ``decay`` of the steps, over which it falls as
+    1 - sqrt (Hagele et al. 2024, arXiv 2405.18392). Until there it does not depend on the run's length."""
+
+    kind: str = "wsd"
+    final_lr: float = 0.0
+    decay: float = 0.2  # share of the steps
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.decay <= 1, "schedule.decay", self.decay, "is not a share of the steps in (0, 1]")
+        both = self.warmup + self.decay
+        require(both <= 1, "schedule.decay", self.decay, f"and schedule.warmup={self.warmup} take more than all steps")
+
+
+@dataclass(frozen=True)
 class TrainerConfig:
     """Where and how a run executes. Only ``precision`` and ``eval_sequences`` change its numbers."""
 
@@ -121,5 +137,5 @@ class WandbTracker(TrackerConfig):
 
 
 OPTIM_KINDS: dict[str, Any] = {"adamw": OptimConfig}
-SCHEDULE_KINDS: dict[str, Any] = {"cosine": ScheduleConfig}
+SCHEDULE_KINDS: dict[str, Any] = {"cosine": ScheduleConfig, "wsd": WsdConfig}
 TRACKER_KINDS: dict[str, Any] = {"none": NoTracker, "wandb": WandbTracker}

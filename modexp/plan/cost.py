@@ -21,6 +21,7 @@ from modexp.config.root import Config
 from modexp.errors import UserError
 from modexp.files import read_json
 from modexp.kinds import ledger
+from modexp.plan.grid import Branch
 from modexp.plan.memory import micro_batch, peak_bytes
 from modexp.plan.run import RunPlan
 
@@ -154,8 +155,8 @@ class Cost:
         return {"predicted_seconds": self.seconds, "predicted_memory_bytes": round(self.memory_bytes), **money}
 
 
-def predict(plan: RunPlan, config: Config, speed: Speed) -> Cost:
-    """Time and memory of a planned run on a device of this ``speed``."""
+def predict(plan: RunPlan, config: Config, speed: Speed, branch: Branch | None = None) -> Cost:
+    """Time and memory of a planned run on a device of this ``speed``; of a branch, after it left its trunk."""
     model, data, trainer = config.model, config.data, config.trainer
     books = ledger(model, data)
     precision = trainer.precision if trainer.precision != "auto" else speed.precision
@@ -163,12 +164,13 @@ def predict(plan: RunPlan, config: Config, speed: Speed) -> Cost:
         model, data, plan.batch_size, plan.params_total, speed.free_bytes, precision
     )
     overhead, rate, eval_rate = speed.at(plan.arm, model.kind, books.forward() / plan.sequence_length)
-    passes = (plan.steps - 1) * math.ceil(plan.batch_size / micro) + math.ceil(plan.last_batch_size / micro)
-    training = passes * overhead + plan.sequences * books.training() / rate
+    before, sequences_before = (branch.step, branch.sequences) if branch else (0, 0)
+    passes = (plan.steps - before - 1) * math.ceil(plan.batch_size / micro) + math.ceil(plan.last_batch_size / micro)
+    training = passes * overhead + (plan.sequences - sequences_before) * books.training() / rate
     kinds_of_pass = model.can_be_causal + model.sees_future
     validation = trainer.eval_sequences * kinds_of_pass * books.forward() / eval_rate
     memory = speed.base_bytes + peak_bytes(model, data, micro, precision)
-    evaluations = min(trainer.num_evals, plan.steps)
+    evaluations = math.ceil(min(trainer.num_evals, plan.steps) * (1 - before / plan.steps))
     seconds = speed.start_seconds + training + evaluations * validation
     return Cost(seconds, memory, micro, memory <= speed.base_bytes + speed.free_bytes)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -34,9 +34,24 @@ class Dropped:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """Where a run leaves another, its trunk (modexp/plan/trunk.py): after ``step`` steps, ``sequences`` in all."""
+
+    trunk: str
+    step: int
+    sequences: int
+
+
+@dataclass(frozen=True)
 class PlannedRun:
     plan: RunPlan
     config: Config
+    branch: Branch | None = None  # None: trained from its beginning
+
+    @property
+    def flops_shared(self) -> int:
+        """Of the plan's FLOPs those that its trunk trains."""
+        return self.branch.sequences * self.plan.training_flops_per_sequence if self.branch else 0
 
 
 @dataclass(frozen=True)
@@ -90,13 +105,16 @@ def plan_budget(
     arms: Arms, budget: float, seeds: list[int], grid: GridConfig, centre: float | None = None
 ) -> StudyPlan:
     """Plans of one budget, around ``centre`` in forward FLOPs per token where it is given."""
+    return plan_sizes({arm: sized(at(budget), grid, centre) for arm, at in arms.items()}, budget, seeds)
+
+
+def plan_sizes(sizes: Mapping[str, Sequence[Config]], budget: float, seeds: Sequence[int]) -> StudyPlan:
+    """Plans of one budget, at the sizes of each arm."""
     runs: list[PlannedRun] = []
     dropped: list[Dropped] = []
-    for arm, at in arms.items():
-        base = at(budget)
-        sizes = sized(base, grid, centre)
+    for arm, configs in sizes.items():
         for seed in seeds:
-            for config in sizes:
+            for config in configs:
                 config = replace(config, seed=seed)
                 try:
                     runs.append(PlannedRun(plan_run(config, arm), config))

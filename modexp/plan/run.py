@@ -8,6 +8,7 @@ from typing import Any
 
 from modexp.config.model import ModelConfig
 from modexp.config.root import Config
+from modexp.config.train import WsdConfig
 from modexp.errors import UserError
 from modexp.flops.ledger import Ledger
 from modexp.flops.transformer import dense_twin
@@ -53,6 +54,7 @@ class RunPlan:
     lr_scale: float  # over the rule's rate: other than 1 in guard runs (modexp/plan/guard.py)
     batch_rule: str
     warmup_steps: int
+    decay_steps: int  # the last ones, of a schedule that is constant before them; 0 for a cosine
     flops: int  # of the whole run, as planned
 
     @property
@@ -120,6 +122,12 @@ def count_steps(budget: float, sequence_flops: int, batch: int) -> tuple[int, in
     return math.ceil(sequences / batch), sequences
 
 
+def decay_of(config: Config, steps: int) -> int:
+    """The last step of a run may be a smaller batch, so there is always one that is the run's own."""
+    schedule = config.schedule
+    return max(1, round(schedule.decay * steps)) if isinstance(schedule, WsdConfig) else 0
+
+
 def plan_run(config: Config, arm: str | None = None) -> RunPlan:
     """The plan of one run whose shape is filled (:func:`resolve_shape`)."""
     data, model, convention = config.data, config.model, config.budget.convention
@@ -129,19 +137,27 @@ def plan_run(config: Config, arm: str | None = None) -> RunPlan:
     sequence_flops = books.training(convention)
     budget = config.budget.flops
 
-    expected_tokens = budget / sequence_flops * T
-    batch = batch_sequences(config.optim, expected_tokens, T)
+    rules_at = config.budget.rules_at or budget
+    batch = batch_sequences(config.optim, rules_at / sequence_flops * T, T)
     steps, sequences = count_steps(budget, sequence_flops, batch)
     if (config.trainer.devices or 1) > batch:
         raise UserError(
             f"trainer.devices={config.trainer.devices} processes would share steps of {batch} sequences",
             f"set trainer.devices to {batch} at most, or raise optim.batch_size",
         )
+    rule_steps, rule_sequences = count_steps(rules_at, sequence_flops, batch)
     if steps < 1:
         raise UserError(
             f"budget.flops={budget_text(budget)} is less than one sequence costs "
             f"({budget_text(float(f'{sequence_flops:.3g}'))} FLOPs at {size_text(twin.params_total)})",
             "raise the budget or choose a smaller size",
+        )
+    warmup_steps, decay_steps = round(config.schedule.warmup * rule_steps), decay_of(config, steps)
+    if decay_steps and warmup_steps + decay_steps > steps:
+        raise UserError(
+            f"budget.rules_at={budget_text(rules_at)} asks for {warmup_steps} steps of warm-up, and budget.flops="
+            f"{budget_text(budget)} has {steps - decay_steps} before its decay",
+            "choose budgets nearer to each other, or a shorter schedule.warmup",
         )
     tokens = sequences * T
     layers, width, heads = model.shape
@@ -173,10 +189,11 @@ def plan_run(config: Config, arm: str | None = None) -> RunPlan:
         tokens=tokens,
         tokens_per_param=tokens / books.params_total,
         epochs=tokens / data.num_tokens if data.num_tokens else None,
-        lr=lr_peak(config.optim, width, books.params_non_embedding, tokens),
+        lr=lr_peak(config.optim, width, books.params_non_embedding, rule_sequences * T),
         lr_rule=config.optim.lr if isinstance(config.optim.lr, str) else "constant",
         lr_scale=config.optim.lr_scale,
         batch_rule=config.optim.batch_size if isinstance(config.optim.batch_size, str) else "constant",
-        warmup_steps=round(config.schedule.warmup * steps),
+        warmup_steps=warmup_steps,
+        decay_steps=decay_steps,
         flops=sequences * sequence_flops,
     )

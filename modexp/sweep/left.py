@@ -38,14 +38,14 @@ def left_of(rows: Sequence[Record]) -> Left:
     over = [row for row in rows if row["status"] in OVER]
     rest = [row for row in rows if row["status"] not in OVER]
     spent = sum(row["wall_seconds"] or row["train_seconds"] or 0.0 for row in over)
-    measured = sum(row["flops_consumed"] for row in over)
+    measured = sum(consumed(row) for row in over)
     pace = spent / measured if measured and spent else None
     times = [seconds_left(row, pace) for row in rest]
     known = [seconds for seconds in times if seconds is not None]
     return Left(
-        flops_planned=sum(row["flops_planned"] for row in rows),
-        flops_consumed=sum(row["flops_consumed"] for row in rows),
-        flops_left=sum(row["flops_planned"] - row["flops_consumed"] for row in rest),
+        flops_planned=sum(planned(row) for row in rows),
+        flops_consumed=sum(consumed(row) for row in rows),
+        flops_left=sum(planned(row) - consumed(row) for row in rest),
         seconds_spent=spent + sum(row["tokens"] / row["tokens_per_s"] for row in rest if row.get("tokens_per_s")),
         seconds_left=sum(known) if len(known) == len(times) else None,
         longest=max(known, default=0.0),
@@ -57,5 +57,14 @@ def seconds_left(row: Record, pace: float | None = None) -> float | None:
     if row.get("tokens_per_s"):
         return (row["tokens_planned"] - row["tokens"]) / row["tokens_per_s"]
     if row["predicted_seconds"]:
-        return row["predicted_seconds"] * (1 - row["flops_consumed"] / row["flops_planned"])
-    return None if pace is None else pace * (row["flops_planned"] - row["flops_consumed"])
+        return row["predicted_seconds"] * (1 - consumed(row) / planned(row))
+    return None if pace is None else pace * (planned(row) - consumed(row))
+
+
+def planned(row: Record) -> float:
+    """FLOPs of a run without what its trunk trains for it."""
+    return row["flops_planned"] - row.get("flops_shared", 0)
+
+
+def consumed(row: Record) -> float:
+    return max(0, row["flops_consumed"] - row.get("flops_shared", 0))

@@ -78,6 +78,7 @@ class Launcher:
     ) -> None:
         self.threads, self.devices = threads, devices  # of one process, and processes a run
         self.plans = {run.name: run.plan() for run in runs}
+        self.origins = {run.path: run.origin() for run in runs}
         self.waiting = longest_first(runs, self.plans)
         self.held: list[RunDir] = []
         self.killed: list[RunDir] = []
@@ -127,17 +128,27 @@ class Launcher:
     def next_for(self, slot: str | None) -> RunDir | None:
         """At least one run is always at work, whatever was predicted of it."""
         beside = [self.bytes_of(active.run) for active in self.active if active.slot == slot]
-        if not self.waiting:
+        ready = [run for run in self.waiting if self.ready(run)]
+        if not ready:
             return None
         if not beside:
             self.room[slot] = free_bytes(slot)
-            return self.waiting[0]
+            return ready[0]
         left = self.room[slot] - sum(beside)
-        return next((run for run in self.waiting if self.bytes_of(run) <= left), None)
+        return next((run for run in ready if self.bytes_of(run) <= left), None)
 
     def bytes_of(self, run: RunDir) -> float:
         """As predicted; nothing for a run of which nothing is known."""
         return self.plans[run.name].get("predicted", {}).get("predicted_memory_bytes") or 0.0
+
+    def ready(self, run: RunDir) -> bool:
+        """A branch waits for its trunk's checkpoint, as long as somebody is on the way to it."""
+        origin = self.origins[run.path]
+        if origin is None or origin[1].exists():
+            return True
+        trunk = origin[0]
+        ahead = [*self.waiting, *self.held, *(active.run for active in self.active)]
+        return trunk.path not in [other.path for other in ahead] and not trunk.is_held()
 
     def start(self, run: RunDir, slot: str | None) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}

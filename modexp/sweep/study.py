@@ -16,6 +16,8 @@ from modexp.errors import UserError
 from modexp.files import write_text
 from modexp.plan.grid import Arms, StudyPlan, joined, plan_study
 from modexp.plan.guard import guard_runs
+from modexp.plan.trunk import plan_shared, with_branches
+from modexp.wording import budget_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +115,12 @@ def join(path: Path, sweep: SweepConfig, arms: Arms) -> Study:
                 "give this one a name of its own with study=NAME, or go back to its settings",
             )
     budgets = sorted({*study.sweep.budgets, *sweep.budgets})
+    if sweep.share_trunk and budgets != sorted(study.sweep.budgets):
+        there = ", ".join(map(budget_text, study.sweep.budgets))
+        raise UserError(
+            f"{path} shares its trunks among the budgets {there}, by which their sizes and rules were chosen",
+            "start a study of another name with study=NAME for other budgets",
+        )
     guard = study.sweep.guard or sweep.guard
     changed = dataclasses.replace(study.sweep, budgets=budgets, adapt=sweep.adapt, guard=guard)
     return dataclasses.replace(study, sweep=changed)
@@ -120,10 +128,14 @@ def join(path: Path, sweep: SweepConfig, arms: Arms) -> Study:
 
 def grid_of(sweep: SweepConfig) -> dict[str, Any]:
     grid = {f"grid.{k}": v for k, v in dataclasses.asdict(sweep.grid).items()}
-    return {"seeds": sweep.seeds, "adapt.enabled": sweep.adapt.enabled, **grid}
+    return {"seeds": sweep.seeds, "adapt.enabled": sweep.adapt.enabled, "share_trunk": sweep.share_trunk, **grid}
 
 
 def plan_of(sweep: SweepConfig, arms: Arms) -> StudyPlan:
     """All runs that a sweep asks for before anything is known: what adapt adds comes later, and guard after that."""
-    plan = plan_study(arms, sweep.budgets, sweep.seeds, sweep.grid)
-    return joined([plan, guard_runs(plan.runs)]) if sweep.guard and not sweep.adapt.enabled else plan
+    if sweep.share_trunk:
+        plan = plan_shared(arms, sweep.budgets, sweep.seeds, sweep.grid)
+    else:
+        plan = plan_study(arms, sweep.budgets, sweep.seeds, sweep.grid)
+    plan = joined([plan, guard_runs(plan.runs)] if sweep.guard and not sweep.adapt.enabled else [plan])
+    return with_branches(plan) if sweep.share_trunk else plan

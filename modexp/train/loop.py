@@ -22,11 +22,12 @@ from modexp.files import write_json, write_text
 from modexp.plan.memory import micro_batch
 from modexp.runs import RunDir, check_config
 from modexp.train import checkpoint
+from modexp.train.branch import starts
 from modexp.train.evaluate import evaluate
 from modexp.train.hardware import choose_device, describe, matmul_limit, memory_free, peak_memory, wait
 from modexp.train.outcome import Consumed, outcome, run_info
 from modexp.train.progress import Progress
-from modexp.train.schedule import lr_at
+from modexp.train.schedule import planned_lr
 from modexp.train.signals import Stop
 from modexp.train.step import OutOfMemory, Stepper
 from modexp.train.trackers import Tracker, start
@@ -105,13 +106,14 @@ class Training:
         self.loss_sum = torch.tensor(self.state.loss_sum, device=self.device)
         self.limit = matmul_limit(self.device, self.precision) * world.size
         steps, evals = self.plan["steps"], trainer.num_evals
+        self.branch_steps = set(self.promise.get("branch_steps", ()))  # where other runs leave this one
         self.eval_steps = {round(i * steps / evals) for i in range(1, evals + 1)}
 
     # ---- the way there -------------------------------------------------------------------------------------
 
     def resume(self) -> State:
-        """The newest checkpoint that can be read, or the beginning."""
-        for path in reversed(checkpoint.saved(self.run.checkpoints)):
+        """The newest checkpoint that can be read, of a branch at last its trunk's, or the beginning."""
+        for path in starts(self.run):
             damage = ""
             try:
                 tensors, moments, stored = checkpoint.read(path)
@@ -122,6 +124,8 @@ class Training:
                 continue
             checkpoint.load_weights(self.model, tensors, path)
             checkpoint.restore_optimizer(self.model, self.optimizer, moments)
+            if "rows" in stored and self.world.leads:
+                self.run.write_metrics(stored["rows"])
             self.cut_metrics(stored["step"])
             return State(**{key: stored[key] for key in State.__dataclass_fields__ if key in stored})
         self.cut_metrics(0)
@@ -188,6 +192,8 @@ class Training:
                         return f"{odd[0]} is {row[odd[0]]} at step {state.step}"
                     progress.show(row)
                     since_row, tokens_then = time.perf_counter(), state.sequences
+                if state.step in self.branch_steps:
+                    self.save_branch()
                 finished, minutes = state.step == plan["steps"], (time.monotonic() - last_saved) / 60
                 # a signal to one process is one to all, and so is a look at its clock
                 asked, late = self.world.most(self.stop.signal, minutes > trainer.checkpoint_minutes)
@@ -212,7 +218,7 @@ class Training:
         batch_size = plan["last_batch_size"] if last else plan["batch_size"]
         batch = self.batch(state.sequences, state.sequences + batch_size)
         noise = self.config.seed * 2**31 + state.step  # a function of the step, not of history
-        lr = lr_at(state.step, plan["steps"], plan["warmup_steps"], plan["lr"], self.config.schedule.final_lr)
+        lr = planned_lr(self.config.schedule, plan, state.step)
         loss, norm = self.fitting_step(batch, lr, noise)
         self.loss_sum += loss
         state.step += 1
@@ -297,6 +303,14 @@ class Training:
             self.config.trainer.keep_checkpoints,
             self.world,
         )
+
+    def save_branch(self) -> None:
+        """What a branch starts from: the state and the rows so far; the wall time is the trunk's own."""
+        if not (self.run.branches / f"step-{self.state.step:09d}").exists():  # a branch may be reading it
+            self.state.loss_sum = self.loss_sum.item()
+            state = {**vars(self.state), "shared_sequences": self.state.sequences, "wall_seconds": 0.0}
+            state["rows"] = self.run.metrics()
+            checkpoint.save(self.run.branches, self.model, self.optimizer, state, len(self.branch_steps), self.world)
 
 
 def check_devices(batch: int, planned: int | None, world: World) -> None:

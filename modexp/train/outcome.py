@@ -20,9 +20,11 @@ class Consumed:
 
     step: int = 0  # steps done
     sequences: int = 0
+    shared_sequences: int = 0  # of them, those that the trunk of this run has trained
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
-    wall_seconds: float = 0.0  # from the start of the process, of every attempt up to its last checkpoint
+    # from the start of the process, of every attempt up to its last checkpoint; of a branch, without its trunk's
+    wall_seconds: float = 0.0
     peak_memory_bytes: int = 0
 
 
@@ -44,6 +46,7 @@ def outcome(
         "sequences": consumed.sequences,
         "tokens": consumed.sequences * plan["sequence_length"],
         "flops_consumed": consumed.sequences * plan["training_flops_per_sequence"],
+        "flops_shared": consumed.shared_sequences * plan["training_flops_per_sequence"],
         "flops_planned": plan["flops"],
         "validation": {k.removeprefix("val/"): v for k, v in last.items() if k.startswith("val/")},
         "train_seconds": consumed.train_seconds,

@@ -39,7 +39,7 @@ def subject(model: ModelConfig, batch: int = 4, arm: str = "a") -> Subject:
 
 def test_the_benchmark_times_the_step_of_the_loop() -> None:
     """Both call Stepper.step, and neither has another way to train."""
-    for user in (Training.step, Bench.step):
+    for user in (Training.fitting_step, Bench.step):
         assert "stepper" in user.__code__.co_names
         assert "backward" not in user.__code__.co_names
 

@@ -27,7 +27,7 @@ FINISH = """printf '{"status": "done"}' > result.json"""
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """A planned run whose training is a script, run in its directory; ../log takes notes."""
-    monkeypatch.setattr(local, "command", lambda run: ["sh", "-c", f"cd {run.path} && . ./job.sh"])
+    monkeypatch.setattr(local, "command", lambda run, devices=None: ["sh", "-c", f"cd {run.path} && . ./job.sh"])
     monkeypatch.setattr(local, "POLL", 0.01)
     monkeypatch.setattr(local, "LOOK", 0.02)
     monkeypatch.setattr(local, "free_bytes", lambda slot: math.inf)

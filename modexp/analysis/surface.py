@@ -32,6 +32,8 @@ MIN_LEVELS = 3  # distinct sizes, and distinct token counts: two heights of A/N^
 CLOSEST_LINE = 0.99  # squared correlation of log N and log D beyond which the two terms cannot be told apart
 EXPONENTS = np.geomspace(0.05, 1.6, 8)  # starts: all pairs
 VANISHED = 1e-4  # share of the lowest loss that E, A/N^alpha or B/D^beta must reach somewhere
+STEEPEST = 5.0  # an exponent beyond it is a wall that one size stands behind, no power law
+LARGEST_LOG = 700.0  # of a level: beyond it is no float, and the exponent is a wall
 SAME = 1e-6  # two starts agree when their objectives differ by less than this share
 
 Losses = Sequence[float] | np.ndarray
@@ -176,7 +178,8 @@ def to_parameters(theta: np.ndarray, n: np.ndarray, d: np.ndarray) -> np.ndarray
     """E, A, B, alpha, beta (..., 5) from the solver's theta (..., 5), whose sizes are centred on their mean log."""
     log_a, log_b, log_e, alpha, beta = np.moveaxis(theta, -1, 0)
     log_a, log_b = log_a + alpha * np.log(n).mean(), log_b + beta * np.log(d).mean()
-    return np.stack([np.exp(log_e), np.exp(log_a), np.exp(log_b), alpha, beta], axis=-1)
+    levels = (np.exp(np.minimum(level, LARGEST_LOG)) for level in (log_e, log_a, log_b))
+    return np.stack([*levels, alpha, beta], axis=-1)
 
 
 def to_theta(parameters: np.ndarray, n: np.ndarray, d: np.ndarray) -> np.ndarray:
@@ -218,6 +221,8 @@ def _refusal_of_fit(fitted: tuple[float, float, float, float], n: np.ndarray, d:
     for level, exponent, values, name in ((A, alpha, n, "size"), (B, beta, d, "tokens")):
         if not exponent > 0:
             return f"loss does not fall with {name}: its exponent came out as {exponent:.3g}"
+        if exponent > STEEPEST:
+            return f"loss falls with {name} as with a wall: its exponent came out as {exponent:.3g}"
         if level * values.min() ** -exponent < VANISHED * loss.min():
             return f"loss does not depend on {name} in these runs: its term came out as zero"
     return ""

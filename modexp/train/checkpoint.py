@@ -81,6 +81,7 @@ def save(
             "model.safetensors": write_synced(temporary / "model.safetensors", save_tensors(weights)),
             "optimizer.safetensors": write_synced(temporary / "optimizer.safetensors", save_tensors(moments)),
         }
+        sums["state.json"] = sum_of(state)
         write_synced(temporary / "state.json", json.dumps({**state, "crc32": sums}).encode())
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the space
@@ -95,6 +96,11 @@ def save(
     return final
 
 
+def sum_of(state: dict[str, Any]) -> int:
+    """Of the state itself, whichever way JSON writes it: a flipped digit would still be JSON."""
+    return zlib.crc32(json.dumps(state, sort_keys=True).encode())
+
+
 def saved(folder: Path) -> list[Path]:
     """Checkpoints, oldest first."""
     return sorted(folder.glob("step-*")) if folder.exists() else []
@@ -104,11 +110,12 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, An
     """Weights, optimizer tensors and state of one checkpoint; raises ValueError if it is damaged."""
     try:
         state = json.loads((path / "state.json").read_text())
-        if state["crc32"].keys() != set(TENSORS) or not isinstance(state["step"], int):
+        sums = state.pop("crc32")
+        if sums.keys() != {*TENSORS, "state.json"} or sums["state.json"] != sum_of(state):
             raise ValueError("state.json is damaged")
         contents = {name: (path / name).read_bytes() for name in TENSORS}
-        for name, crc in state["crc32"].items():
-            if zlib.crc32(contents[name]) != crc:
+        for name, content in contents.items():
+            if zlib.crc32(content) != sums[name]:
                 raise ValueError(f"{name} is damaged")
         return (
             load_tensors(contents["model.safetensors"]),

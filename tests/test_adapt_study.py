@@ -155,7 +155,7 @@ def test_a_study_that_is_stopped_again_and_again_is_the_same_study(
     assert modexp_cli("status", "stopped") == modexp_cli("fit", "stopped") == 0
 
     trainer.patience = math.inf
-    assert modexp_cli(*WORDS, "study=stopped", "adapt.spend=3") == 0
+    assert modexp_cli(*WORDS, "study=stopped", "adapt.spend=3", "adapt.interval=0.0001") == 0
     assert decisions.read(tmp_path / "runs/stopped")[: len(straight)] == straight
     assert len(trainer.trained) > len(rows), "more may be spent"
     assert modexp_cli(*WORDS, "study=stopped", "adapt=off") == 2

@@ -33,13 +33,13 @@ def full_above(
     plain = Stepper.passes
     seen = {"noise": -1, "step": -1}
 
-    def passes(self: Stepper, batch: torch.Tensor, micro: int, seed: int) -> torch.Tensor:
+    def passes(self: Stepper, batch: torch.Tensor, micro: int, seed: int, before: list[torch.Tensor]) -> torch.Tensor:
         seen["step"] += seed != seen["noise"]
         seen["noise"] = seed
         if micro > largest and seen["step"] in there:
-            plain(self, batch[: len(batch) // 2], micro, seed)
+            plain(self, batch[: len(batch) // 2], micro, seed, before)
             raise error()
-        return plain(self, batch, micro, seed)
+        return plain(self, batch, micro, seed, before)
 
     monkeypatch.setattr(Stepper, "passes", passes)
 

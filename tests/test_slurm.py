@@ -337,15 +337,15 @@ def test_following_ends_with_the_runs_and_survives_a_silent_queue(
     study = tmp_path / "study"
     runs = [planned(study, name) for name in ("ends", "fails", "vanishes")]
     submit(study, runs, SlurmConfig(), 1)
-    with Watch(len(runs)) as watch:
+    with Watch(runs, 3) as watch:
         follower = threading.Thread(target=follow, args=(study, runs, watch))
         follower.start()
         write_json(runs[0].result_path, {"status": "diverged", "error": "loss is nan"})
-        wait_until(lambda: watch.done == 1)
+        wait_until(lambda: watch.ended_runs == 1)
         answers = (programs / "squeue").read_text()
         (programs / "squeue").write_text("#!/bin/sh\nexit 1\n")
         time.sleep(0.5)
-        assert watch.done == 1, "a queue that does not answer has not ended the runs"
+        assert watch.ended_runs == 1, "a queue that does not answer has not ended the runs"
         runs[1].error_path.write_text("no disk\n")
         (programs / "jobs/1").unlink()
         (programs / "squeue").write_text(answers)

@@ -120,6 +120,15 @@ def count_steps(budget: float, sequence_flops: int, batch: int) -> tuple[int, in
     return math.ceil(sequences / batch), sequences
 
 
+def check_devices(plan: RunPlan, devices: int | None) -> None:
+    """Refuse processes that no sequence of a step is left for. Not part of the plan: devices are no science."""
+    if (devices or 1) > plan.batch_size:
+        raise UserError(
+            f"trainer.devices={devices} processes would share steps of {plan.batch_size} sequences in {plan.name}",
+            f"set trainer.devices to {plan.batch_size} at most, or raise optim.batch_size",
+        )
+
+
 def plan_run(config: Config, arm: str | None = None) -> RunPlan:
     """The plan of one run whose shape is filled (:func:`resolve_shape`)."""
     data, model, convention = config.data, config.model, config.budget.convention
@@ -132,11 +141,6 @@ def plan_run(config: Config, arm: str | None = None) -> RunPlan:
     expected_tokens = budget / sequence_flops * T
     batch = batch_sequences(config.optim, expected_tokens, T)
     steps, sequences = count_steps(budget, sequence_flops, batch)
-    if (config.trainer.devices or 1) > batch:
-        raise UserError(
-            f"trainer.devices={config.trainer.devices} processes would share steps of {batch} sequences",
-            f"set trainer.devices to {batch} at most, or raise optim.batch_size",
-        )
     if steps < 1:
         raise UserError(
             f"budget.flops={budget_text(budget)} is less than one sequence costs "

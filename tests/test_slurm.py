@@ -337,6 +337,8 @@ def test_following_ends_with_the_runs_and_survives_a_silent_queue(
     study = tmp_path / "study"
     runs = [planned(study, name) for name in ("ends", "fails", "vanishes")]
     submit(study, runs, SlurmConfig(), 1)
+    monkeypatch.setattr("modexp.cli.watch.record", lambda run: {"status": "planned"})
+    monkeypatch.setattr(Watch, "show", lambda *_: None)
     with Watch(runs, 3) as watch:
         follower = threading.Thread(target=follow, args=(study, runs, watch))
         follower.start()

@@ -111,10 +111,13 @@ def set_up(study: Study, runs: Sequence[PlannedRun], expected: Sequence[PlannedR
     """Resolve precision and text once, for ``runs``; say what the ``expected`` ones will take; write study.yaml."""
     from modexp.data.corpus import prepare
     from modexp.files import check_writable
+    from modexp.plan.run import check_devices
     from modexp.train.hardware import choose_device, choose_precision
     from modexp.train.loop import needed_tokens
 
     first = runs[0].config
+    for run in runs:
+        check_devices(run.plan, first.trainer.devices)
     if any(run.config.data != first.data for run in runs):
         raise UserError("the arms of the study read different text", "set data in overrides, for every arm")
     if first.launcher.kind == "slurm":

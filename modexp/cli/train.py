@@ -108,7 +108,7 @@ def train_new(tree: Any, world: World) -> dict[str, Any]:
     from modexp.cli.plan import COLUMNS, OPTIONAL, row, warn_of_epochs
     from modexp.config.root import from_tree
     from modexp.files import check_writable
-    from modexp.plan.run import plan_run, resolve_shape
+    from modexp.plan.run import check_devices, plan_run, resolve_shape
     from modexp.runs import create, identity
 
     config = resolve_shape(from_tree(tree))
@@ -117,7 +117,9 @@ def train_new(tree: Any, world: World) -> dict[str, Any]:
             f"trainer.devices={config.trainer.devices}, but the processes that were started are {world.size}",
             f"torchrun --nproc-per-node {config.trainer.devices} -m modexp train ... starts as many",
         )
+    config = replace(config, trainer=replace(config.trainer, devices=world.size if world.size > 1 else None))
     plan = plan_run(config)  # a wrong plan is told before torch is loaded and text is read
+    check_devices(plan, world.size)
 
     from modexp.train.hardware import choose_device, choose_precision
 

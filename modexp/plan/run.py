@@ -128,6 +128,15 @@ def decay_of(config: Config, steps: int) -> int:
     return max(1, round(schedule.decay * steps)) if isinstance(schedule, WsdConfig) else 0
 
 
+def check_devices(plan: RunPlan, devices: int | None) -> None:
+    """Refuse processes that no sequence of a step is left for. Not part of the plan: devices are no science."""
+    if (devices or 1) > plan.batch_size:
+        raise UserError(
+            f"trainer.devices={devices} processes would share steps of {plan.batch_size} sequences in {plan.name}",
+            f"set trainer.devices to {plan.batch_size} at most, or raise optim.batch_size",
+        )
+
+
 def plan_run(config: Config, arm: str | None = None) -> RunPlan:
     """The plan of one run whose shape is filled (:func:`resolve_shape`)."""
     data, model, convention = config.data, config.model, config.budget.convention
@@ -140,11 +149,6 @@ def plan_run(config: Config, arm: str | None = None) -> RunPlan:
     rules_at = config.budget.rules_at or budget
     batch = batch_sequences(config.optim, rules_at / sequence_flops * T, T)
     steps, sequences = count_steps(budget, sequence_flops, batch)
-    if (config.trainer.devices or 1) > batch:
-        raise UserError(
-            f"trainer.devices={config.trainer.devices} processes would share steps of {batch} sequences",
-            f"set trainer.devices to {batch} at most, or raise optim.batch_size",
-        )
     rule_steps, rule_sequences = count_steps(rules_at, sequence_flops, batch)
     if steps < 1:
         raise UserError(

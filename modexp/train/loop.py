@@ -52,11 +52,12 @@ def train(directory: Path, began: float | None = None, world: World = ALONE) -> 
     """
     run = RunDir(directory)
     with world.failing_together(), run.locked() if world.leads else nullcontext():
+        if world.leads:
+            run.error_path.unlink(missing_ok=True)
         world.barrier()
         result = run.result()
         if result is not None:
             return result
-        run.error_path.unlink(missing_ok=True)
         try:
             with Stop() as stop:
                 return Training(run, stop, began, world).to_the_end()
@@ -89,7 +90,10 @@ class Training:
         self.precision: str = self.promise["precision"]
         self.text: dict[str, Any] = self.promise["data"]  # as planned: a cache may have grown since
         trainer = self.config.trainer
-        check_devices(self.plan["batch_size"], trainer.devices, world)
+        if world.size > self.plan["batch_size"]:
+            raise UserError(f"{world.size} processes share steps of {self.plan['batch_size']} sequences", "start fewer")
+        if trainer.devices not in (None, world.size):
+            say(f"trainer.devices={trainer.devices} was planned; going on with what was started: {world.size}")
 
         self.device = choose_device(trainer.device)
         if self.device.type == "cpu":
@@ -124,16 +128,14 @@ class Training:
                 continue
             checkpoint.load_weights(self.model, tensors, path)
             checkpoint.restore_optimizer(self.model, self.optimizer, moments)
-            if "rows" in stored and self.world.leads:
-                self.run.write_metrics(stored["rows"])
-            self.cut_metrics(stored["step"])
+            if self.world.leads:
+                if "rows" in stored:
+                    self.run.write_metrics(stored["rows"])
+                self.run.cut_metrics(stored["step"])
             return State(**{key: stored[key] for key in State.__dataclass_fields__ if key in stored})
-        self.cut_metrics(0)
-        return State()
-
-    def cut_metrics(self, step: int) -> None:
         if self.world.leads:
-            self.run.cut_metrics(step)
+            self.run.cut_metrics(0)
+        return State()
 
     def fitting_micro_batch(self) -> int:
         share, params = -(-self.plan["batch_size"] // self.world.size), self.plan["params_total"]
@@ -155,8 +157,7 @@ class Training:
             consumed = Consumed(**{f.name: getattr(self.state, f.name) for f in fields(Consumed)})
             if self.world.leads:
                 summary = outcome(self.run, self.config, self.promise, consumed, reason, describe(self.device))
-                summary["held_out_sequences"] = len(self.held_out)
-                summary["processes"] = self.world.size
+                summary |= {"held_out_sequences": len(self.held_out), "processes": self.world.size}
                 self.run.check_claim()
                 write_json(self.run.result_path, summary)
             self.world.barrier()
@@ -311,17 +312,6 @@ class Training:
             state = {**vars(self.state), "shared_sequences": self.state.sequences, "wall_seconds": 0.0}
             state["rows"] = self.run.metrics()
             checkpoint.save(self.run.branches, self.model, self.optimizer, state, len(self.branch_steps), self.world)
-
-
-def check_devices(batch: int, planned: int | None, world: World) -> None:
-    """Refuse processes that no sequence is left for; say where they are not as many as planned."""
-    if world.size > batch:
-        raise UserError(
-            f"{world.size} processes share steps of {batch} sequences",
-            f"start at most {batch}, or raise optim.batch_size",
-        )
-    if planned not in (None, world.size):
-        say(f"trainer.devices={planned} was planned; going on with the processes that were started: {world.size}")
 
 
 def corpus_of(config: Config, promise: dict[str, Any]) -> Corpus:

@@ -66,10 +66,16 @@ def shard(model: Transformer, device: torch.device, compiled: bool) -> None:
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for block in model.blocks:
         if compiled:
-            block.compile()  # the hooks that gather parameters stay outside of the graph
+            compile_training(block)
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     model.to(device)  # what is left: buffers
+
+
+def compile_training(block: nn.Module) -> None:
+    """FSDP's hooks stay outside of the graph; evaluation, whose shapes the data decide, is not compiled anywhere."""
+    plain, compiled = block.forward, torch.compile(block.forward)
+    block.forward = lambda *inputs: (compiled if block.training else plain)(*inputs)
 
 
 def keeping_gradients(objective: Any, more: bool) -> AbstractContextManager[Any]:

@@ -11,7 +11,7 @@ demo: $(STAMP)
 	$(BIN)/modexp sweep demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -15,7 +15,7 @@ mkdir "$work/empty"
 cd "$work/empty"
 "$work/venv/bin/modexp" --help >/dev/null
 "$work/venv/bin/modexp" train --cfg job model=mod | grep -q 'kind: mod'
-"$work/venv/bin/modexp" plan --budget 6e18 | grep -q 'mod-225M-6e18-s0'
+"$work/venv/bin/modexp" plan --budget 6e18 | grep -q 'baseline-225M-6e18-s0'
 if "$work/venv/bin/python" -c 'import torch' 2>/dev/null; then echo "torch is there, so this proved nothing"; exit 1; fi
 [ -z "$(ls -A)" ] || { echo "left in the directory: $(ls -A)"; exit 1; }
 echo "wheel: help, train --cfg job and plan work without torch, in an empty directory"

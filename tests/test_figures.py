@@ -1,31 +1,20 @@
-"""The paper's figures: sweep files plan their arms, figures show the numbers given and say what is missing."""
+"""The paper's figures show the numbers that they are given and say what is missing."""
 
 from __future__ import annotations
 
 import csv
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-import modexp
 from modexp.analysis.isoflop import fit_study
-from modexp.analysis.records import records
-from modexp.cli.compose import arms_of, configuration, load_sweep
-from modexp.config.routing import RoutedConfig
 from modexp.errors import UserError
-from modexp.plan.grid import plan_study
-from modexp.plan.ladder import ladder
-from modexp.plan.run import resolve_shape
 from modexp.plots import capacity, curves, frontier, predictor, routing, sampling, style
-from modexp.train.loop import train
 from tests.test_plots import learning, study, texts
-from tests.test_train import MOD, planned
 
 Cli = Callable[..., int]
 Captured = pytest.CaptureFixture[str]
@@ -38,71 +27,6 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def floats(rows: list[dict[str, str]], key: str) -> list[float | None]:
     return [float(row[key]) if row[key] else None for row in rows]
-
-
-# --- sweep files --------------------------------------------------------------------------------------------
-
-SWEEPS = {
-    "figure3": {"baseline", "mod", "mod_50", "stochastic_50"},
-    "figure3_tuning": {"baseline", *(f"mod_{c}_every_{e}" for c in (6, 12, 25, 50, 75, 95) for e in (1, 2))},
-    "figure4": {"baseline", "mod"},
-    "figure6": {"baseline", "mod"},
-    "routing": {"baseline", "mod", "mod_token_choice", "mod_stochastic", "mod_threshold"},
-    "sampling": {"baseline", "mod_none", "mod_auxiliary", "mod_predictor"},
-    "depth_width": {"baseline", "mod", "mod_deep", "mod_wide"},
-}
-
-
-@pytest.mark.parametrize("name", SWEEPS)
-def test_sweep_plans_the_papers_arms(name: str) -> None:
-    _, sweep = load_sweep(name, [], [])
-    arms = arms_of(name, sweep)
-    assert set(arms) == SWEEPS[name]
-    assert sweep.budgets == ([6e18, 2e19, 1e20] if name == "figure4" else [6e18])
-    config = arms["baseline"](6e18)
-    assert (config.data.path, config.data.sequence_length, config.optim.batch_size) == ("allenai/c4", 2048, 128)
-    plan = plan_study(arms, sweep.budgets[:1], [0], sweep.grid)
-    assert not plan.dropped
-    assert len(plan.runs) == len(arms) * sweep.grid.points
-    for run in plan.runs:
-        assert abs(run.plan.achieved - 1) < 1e-3
-
-
-def test_tuning_arms_are_what_their_names_say() -> None:
-    name, sweep = load_sweep("figure3_tuning", [], [])
-    for arm, at in arms_of(name, sweep).items():
-        model = at(6e18).model
-        if isinstance(model, RoutedConfig):
-            assert arm == f"mod_{math.floor(100 * model.capacity)}_every_{model.every}"
-
-
-def test_depth_and_width_stand_at_the_same_flops() -> None:
-    name, sweep = load_sweep("depth_width", [], [])
-    runs = [run.plan for run in plan_study(arms_of(name, sweep), [6e18], [0], sweep.grid).runs]
-    usual, deep, wide = ([r for r in runs if r.arm == arm] for arm in ("mod", "mod_deep", "mod_wide"))
-    for u, d, w in zip(usual, deep, wide, strict=True):
-        assert d.flops_per_token == pytest.approx(u.flops_per_token, rel=0.08)
-        assert w.flops_per_token == pytest.approx(u.flops_per_token, rel=0.08)
-        assert d.n_layers > 1.4 * u.n_layers > 1.4 * 1.2 * w.n_layers
-        assert d.d_model < u.d_model < w.d_model
-
-
-def test_depth_of_the_ladder() -> None:
-    assert ladder(1.0) == ladder()
-    for factor in (0.5, 2.0):
-        large = [(L, d) for L, d, _ in ladder(factor) if 512 <= d <= 2048]
-        aspect = [L / (factor * math.sqrt(d) / 2) for L, d in large]
-        assert np.exp(np.mean(np.log(aspect))) == pytest.approx(1.0, abs=0.1)
-    one = resolve_shape(configuration(["model=mod", "size=225m", "data=c4", "depth=2"]))
-    assert one.model.shape[0] > 20
-    assert one.depth == 1.0, "the shape is filled, and says all"
-
-
-def test_depth_beside_a_shape_is_refused() -> None:
-    with pytest.raises(UserError, match=r"depth=2\.0 and model.d_model=64 both set the shape"):
-        resolve_shape(configuration(["model.d_model=64", "model.n_layers=2", "model.n_heads=2", "depth=2"]))
-    with pytest.raises(UserError, match=r"depth=9\.0 is not in"):
-        configuration(["depth=9"])
 
 
 # --- figures of records -------------------------------------------------------------------------------------
@@ -329,130 +253,3 @@ def test_engagement_that_rises_with_entropy_correlates() -> None:
     assert routing.correlation(text) == pytest.approx(1.0)
     flat = routing.Text(list("abcd"), (1, 3), taken | True, taken * 1.0, entropy, "x")
     assert routing.correlation(flat) is None
-
-
-# --- the command, on real runs ------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def trained(documents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study of one dense and three routed runs of some hundred steps."""
-    runs = tmp_path_factory.mktemp("runs") / "micro"
-    tiny = ["data=files", f"data.paths=[{documents}/*.py]", "data.sequence_length=64", "data.validation_share=0.1"]
-    tiny += ["tracker=none", "trainer.eval_sequences=8", "trainer.num_evals=2", "trainer.threads=1", "budget=2e9"]
-    arms = {
-        "baseline": ["model=baseline"],
-        "mod": ["model=mod", "model.capacity=0.25"],
-        "auxiliary": ["model=mod", "model.causal=auxiliary"],
-        "none": ["model=mod", "model.causal=none"],
-    }
-    for arm, overrides in arms.items():
-        run = planned(runs / arm, [*tiny, *MOD[1:], *overrides])
-        train(run.path)
-    return runs
-
-
-@pytest.fixture
-def micro(trained: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(trained, tmp_path / "runs" / "micro")
-
-
-def test_records_know_the_model(micro: Path) -> None:
-    rows = {r["run"]: r for r in records(micro)}
-    known = {name: [r[k] for k in ("kind", "capacity", "every", "causal")] for name, r in rows.items()}
-    assert known["baseline"] == ["baseline", None, None, None]
-    assert known["mod"] == ["mod", 0.25, 2, "predictor"]
-    assert known["none"] == ["mod", 0.125, 2, "none"]
-
-
-TEXT = "def main(words):\n    return 0\n"
-
-
-@pytest.mark.parametrize(
-    ("words", "written"),
-    [
-        (["frontier"], ["frontier.csv"]),
-        (["mode"], ["mode.csv"]),
-        (["capacity"], ["capacity.csv"]),
-        (["sampling"], ["sampling.csv"]),
-        (["predictor", "--run", "mod"], ["predictor.csv"]),
-        (["curves", "--run", "mod", "--run", "baseline"], ["curves.csv", "curves_steps.csv"]),
-        (["routing", "--run", "auxiliary", "--text", TEXT], ["routing.csv", "routing_tokens.csv"]),
-        (["routing", "--text", TEXT], ["routing.csv", "routing_tokens.csv"]),
-    ],
-    ids=" ".join,
-)
-def test_every_figure_is_one_command(
-    words: list[str], written: list[str], micro: Path, modexp_cli: Cli, capsys: Captured
-) -> None:
-    assert modexp_cli("plot", *words, "--out", "out") == 0
-    printed = capsys.readouterr().out.split()
-    assert sorted(printed) == sorted(
-        ["out/" + name for name in written] + [f"out/{words[0]}.{s}" for s in ("png", "svg")]
-    )
-    assert all(Path(path).stat().st_size > 0 for path in printed)
-
-
-def test_routing_of_a_trained_run_is_what_the_model_does(micro: Path, modexp_cli: Cli, capsys: Captured) -> None:
-    assert modexp_cli("plot", "routing", "--run", "mod", "--text", TEXT) == 0
-    assert "decided by the predictors" in capsys.readouterr().err
-    model = modexp.load(micro / "mod").model
-    with torch.no_grad():
-        output = model(torch.tensor([list(TEXT.encode())]), causal=True)
-    rows = read(micro / "routing.csv")
-    for i, layer in enumerate((1, 3)):
-        mine = [r for r in rows if int(r["block"]) == layer]
-        assert "".join(r["token"] for r in mine) == TEXT
-        assert [int(r["taken"]) for r in mine] == output.routings[i].taken[0].int().tolist()
-        np.testing.assert_allclose(floats(mine, "router_weight"), output.routings[i].weights[0], rtol=1e-6)  # type: ignore[arg-type]
-    entropy = torch.distributions.Categorical(logits=output.logits[0]).entropy()
-    np.testing.assert_allclose(floats(read(micro / "routing_tokens.csv"), "entropy"), entropy, rtol=1e-4)  # type: ignore[arg-type]
-
-
-def test_metrics_give_the_accuracy_that_the_model_has(micro: Path, modexp_cli: Cli) -> None:
-    """From precision, recall and capacity, against the decisions of the trained model on the same held-out text."""
-    from modexp.train.loop import corpus_of
-
-    assert modexp_cli("plot", "predictor") == 0
-    run = modexp.load(micro / "mod")
-    held_out = corpus_of(run.config, modexp.runs.RunDir(micro / "mod").plan())  # type: ignore[attr-defined]
-    sequences = torch.from_numpy(np.ascontiguousarray(held_out.validation(8)))
-    with torch.no_grad():
-        routings = run.model(sequences[:, :-1]).routings
-    right = torch.stack([(r.predicted > 0) == r.taken for r in routings]).float().mean().item()  # type: ignore[operator]
-    last = [r for r in read(micro / "predictor.csv") if r["run"] == "mod"][-1]
-    assert last["always_skip"] == "0.75"
-    assert float(last["accuracy"]) == pytest.approx(right, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("words", "text"),
-    [
-        (["routing"], "none is given"),
-        (["routing", "--text", "x", "--run", "baseline"], "baseline is dense"),
-        (["routing", "--text", "x", "--run", "mod", "--run", "none"], "give --run once"),
-        (["routing", "--text", "x" * 65, "--run", "mod"], "the text has 65 tokens, and mod reads 64"),
-        (["predictor", "--run", "none"], "no run of micro has a predictor"),
-        (["curves", "--run", "modd"], "did you mean mod"),
-        (["frontier", "--x", "steps"], "--x says nothing to the figure frontier"),
-        (["sampling", "--axis", "tokens"], "--axis says nothing to the figure sampling"),
-        (["isoflop", "--text", "x"], "it is for routing"),
-        (["picture"], "invalid choice"),
-    ],
-    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
-)
-def test_wrong_requests_are_sentences(
-    words: list[str], text: str, micro: Path, modexp_cli: Cli, capsys: Captured
-) -> None:
-    assert modexp_cli("plot", *words) == 2
-    err = capsys.readouterr().err
-    assert text in err
-    assert "Traceback" not in err
-
-
-def test_help_lists_the_figures(modexp_cli: Cli, capsys: Captured) -> None:
-    with pytest.raises(SystemExit):
-        modexp_cli("plot", "--help")
-    out = capsys.readouterr().out
-    for name in ("isoflop", "frontier", "curves", "capacity", "routing", "sampling", "predictor", "mode"):
-        assert f"\n  {name} " in out

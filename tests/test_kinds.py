@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from modexp.config.data import DataConfig
@@ -18,12 +17,11 @@ from modexp.config.routing import MoDConfig, StochasticConfig, ThresholdConfig, 
 from modexp.kinds import KINDS
 from modexp.models import stochastic
 from modexp.models.build import build
-from modexp.models.experts import Experts
 from modexp.models.loss import language_loss, training_loss
 from modexp.models.routed import first
 from modexp.models.token_choice import balance_loss
 from modexp.models.transformer import Transformer
-from tests.reference import block_delta, rms_norm
+from tests.reference import ROUNDING, fixed_noise, reference
 
 SHAPE: dict[str, Any] = {"n_layers": 4, "d_model": 32, "n_heads": 4}
 T = 48
@@ -64,87 +62,6 @@ def lively(config: ModelConfig) -> Transformer:
     return model.eval()
 
 
-def fixed_noise(x: Tensor) -> Tensor:
-    """The same draws for the model and its reference, layer after layer."""
-    return torch.randn(x.shape[:2], generator=torch.Generator().manual_seed(3))
-
-
-# ---- the reference: one row, one token, one expert at a time ------------------------------------------------------
-
-
-def depth_choice(block: Any, config: Any, x: Tensor, row: int, causal: bool) -> tuple[list[int], Tensor]:
-    """Positions of the row's tokens that go through, and every token's router weight."""
-    length = len(x)
-    k = config.slots(block.capacity, length)
-    if config.kind == "mod_stochastic":
-        r = fixed_noise(torch.empty(8, length, 1))[row]
-        if causal:
-            return [i for i in range(length) if r[i] > block.quantile], r
-        return sorted(sorted(range(length), key=lambda i: -r[i])[:k]), r
-    if config.kind == "mod_token_choice":
-        r = (x @ block.router.weight.T).softmax(-1)[:, 0]
-        return [i for i in range(length) if r[i] > 0.5][:k], r
-    r = x @ block.router.weight[0]
-    if config.kind == "mod_threshold":
-        return [i for i in range(length) if r[i] > block.threshold / block.seen][:k], r
-    if causal:
-        logits = r if config.causal == "auxiliary" else block.predictor(x)[:, 0]
-        return [i for i in range(length) if logits[i] > 0], r
-    return sorted(sorted(range(length), key=lambda i: -r[i].item())[:k]), r
-
-
-def experts_of(mlp: Experts, x: Tensor, causal: bool, alive: list[int], slots: int) -> Tensor:
-    """Sum over experts for the tokens of one row (T, D); only those ``alive`` take part."""
-    config = mlp.config
-    E = config.experts
-    probability = (x @ mlp.router.weight.T).softmax(-1)
-    chosen: list[list[int]] = [[] for _ in range(E)]
-    if config.expert_routing == "token_choice":
-        for i in alive:
-            e = int(probability[i].argmax())
-            if e < E and len(chosen[e]) < slots:
-                chosen[e].append(i)
-    elif causal:
-        chosen = [[i for i in alive if mlp.predictor(x[i])[e] > 0] for e in range(E)]
-    else:
-        chosen = [sorted(alive, key=lambda i: -probability[i, e].item())[:slots] for e in range(E)]
-    rows = []
-    for i in range(len(x)):
-        total = torch.zeros(x.shape[1])
-        for e in range(E):
-            if i in chosen[e]:
-                hidden = mlp.inner[e] @ x[i]
-                hidden = F.gelu(hidden) if mlp.gate is None else F.silu(mlp.gate[e] @ x[i]) * hidden
-                total = total + probability[i, e] * (mlp.out[e] @ hidden)
-        rows.append(total)
-    return torch.stack(rows)
-
-
-def reference(model: Transformer, config: Any, ids: Tensor, causal: bool) -> Tensor:
-    gates = {"raw": lambda r: r, "none": torch.ones_like}
-    rows = []
-    for row, sequence in enumerate(ids):
-        x = model.embedding.weight[sequence]
-        for layer, block in enumerate(model.blocks):
-            alive, scale = list(range(len(x))), torch.ones(len(x))
-            if layer in config.routed_layers() and hasattr(config, "gate"):
-                alive, r = depth_choice(block, config, x, row, causal)
-                scale = gates[config.gate](r) * F.one_hot(torch.tensor(alive), len(x)).sum(0) if alive else 0 * r
-            member = torch.zeros(len(x), dtype=torch.bool)
-            member[alive] = True
-            mlp = None
-            if isinstance(block.mlp, Experts):
-                room = config.slots(block.capacity, len(x)) if hasattr(config, "gate") else len(x)
-                slots = config.expert_slots(room)
-
-                def mlp(h: Tensor, block: Any = block, alive: list[int] = alive, slots: int = slots) -> Tensor:
-                    return experts_of(block.mlp, h, causal, alive, slots)
-
-            x = x + scale[:, None] * block_delta(block, x, member, config.rope_theta, mlp)
-        rows.append(rms_norm(x, model.norm.weight) @ model.head.weight.T)
-    return torch.stack(rows)
-
-
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_equals_the_slow_reference(name: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +93,7 @@ def test_rows_never_touch_each_other(name: str, monkeypatch: pytest.MonkeyPatch)
     for causal in (False, True):
         one, other = model(ids, causal=causal).logits, model(changed, causal=causal).logits
         for row in (0, 1, 3):
-            torch.testing.assert_close(one[row], other[row], rtol=0, atol=2e-6)
+            torch.testing.assert_close(one[row], other[row], rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -188,13 +105,13 @@ def test_causal_decisions_depend_on_the_past_alone(name: str, monkeypatch: pytes
         changed = ids.clone()
         changed[:, position] = (changed[:, position] + 1) % 256
         after = model(changed, causal=True).logits
-        torch.testing.assert_close(after[:, :position], before[:, :position], rtol=0, atol=2e-6)
+        torch.testing.assert_close(after[:, :position], before[:, :position], rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("name", [n for n, config in MODELS.items() if not config.sees_future])
 def test_kinds_that_train_causally_decide_alike_everywhere(name: str) -> None:
     model, ids = lively(MODELS[name]), tokens(3)
-    torch.testing.assert_close(model(ids).logits, model(ids, causal=True).logits, rtol=0, atol=2e-6)
+    torch.testing.assert_close(model(ids).logits, model(ids, causal=True).logits, rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("name", MODELS)

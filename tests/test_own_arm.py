@@ -19,6 +19,7 @@ from modexp.analysis.records import records
 from modexp.config.data import DataConfig
 from modexp.models.build import assemble, build
 from modexp.models.loss import training_loss
+from tests.reference import ROUNDING
 from tests.test_sampling import decoded
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "docs" / "attention_routing"
@@ -63,7 +64,7 @@ def test_it_is_causal() -> None:
     tokens = torch.randint(256, (2, 64))
     before = model(tokens, causal=True).logits
     tokens[:, 40] = (tokens[:, 40] + 1) % 256
-    torch.testing.assert_close(model(tokens, causal=True).logits[:, :40], before[:, :40], rtol=0, atol=1e-6)
+    torch.testing.assert_close(model(tokens, causal=True).logits[:, :40], before[:, :40], rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.usefixtures("installed")

@@ -95,6 +95,13 @@ def test_routing_of_a_trained_run_is_what_the_model_does(micro: Path, modexp_cli
     np.testing.assert_allclose(floats(read(micro / "routing_tokens.csv"), "entropy"), entropy, rtol=1e-4)  # type: ignore[arg-type]
 
 
+def test_a_run_is_named_by_its_directory_too(micro: Path, modexp_cli: Cli, capsys: Captured) -> None:
+    assert modexp_cli("plot", "curves", "--run", "runs/micro/mod", "--run", "runs/micro/none/") == 0
+    assert {row["run"] for row in read(micro / "curves.csv")} == {"mod", "none"}
+    assert modexp_cli("plot", "curves", "--run", "runs/macro/mod") == 2
+    assert "there is no study runs/macro" in capsys.readouterr().err
+
+
 def test_metrics_give_the_accuracy_that_the_model_has(micro: Path, modexp_cli: Cli) -> None:
     """From precision, recall and capacity, against the decisions of the trained model on the same held-out text."""
     from modexp.train.loop import corpus_of

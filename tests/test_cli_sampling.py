@@ -63,6 +63,24 @@ def test_eval_of_every_sort_of_decision(
     assert {layer["layer"]: layer["capacity"] for layer in found["layers"]} == pytest.approx(capacities)
 
 
+def test_what_nothing_predicts_has_no_precision(
+    modexp_cli: Cli, capsys: Captured, tmp_path: Path, tiny: list[str]
+) -> None:
+    """Staged MoDE whose experts are chosen by tokens: the predictor foresees the first of two decisions alone."""
+    words = ["model=mode_staged", "model.expert_routing=token_choice", "model.n_layers=2", "model.d_model=16"]
+    run = planned(tmp_path / "r", [*tiny, *words, "model.n_heads=2", "budget=2e8"])
+    measured = train(run.path)["validation"]
+    assert modexp_cli("eval", str(run.path), "--json") == 0
+    depth, experts = json.loads(capsys.readouterr().out)["layers"]
+    assert (depth["layer"], experts["layer"]) == ("1", "1.experts")
+    assert "precision" not in experts
+    found = depth["precision"], depth["recall"]
+    assert found == pytest.approx((measured["predictor_precision"], measured["predictor_recall"]))
+    assert modexp_cli("eval", str(run.path)) == 0
+    (line,) = [line.split() for line in capsys.readouterr().out.splitlines() if "1.experts" in line]
+    assert line[2:] == ["-", "-"]
+
+
 def test_eval_takes_more_tokens_than_the_run_did_and_either_split(run: Path, modexp_cli: Cli, capsys: Captured) -> None:
     assert modexp_cli("eval", str(run), "--tokens", "20000", "--json") == 0
     more = json.loads(capsys.readouterr().out)

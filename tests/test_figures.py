@@ -198,7 +198,7 @@ def test_chosen_curves_have_steps_beside_them(tmp_path: Path) -> None:
     runs = learning(50)
     for run, flops, rate in zip(runs, (1e12, 2e12, 1e12), (2.0, 1.0, None), strict=True):
         run |= {"flops_per_step": flops, "steps_per_second": rate}
-    paths = curves.draw(runs, tmp_path)
+    paths = curves.draw(runs, tmp_path).paths
     assert paths[-1].name == "curves_steps.csv"
     assert floats(read(paths[-1]), "flops_per_step") == [1e12, 2e12, 1e12]
     svg = texts(paths[1])

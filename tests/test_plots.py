@@ -275,7 +275,7 @@ def learning(num_steps: int = 200) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(("x", "key"), [("flops", "flops"), ("tokens", "tokens"), ("steps", "step")])
 def test_learning_curves_and_their_csv(tmp_path: Path, x: str, key: str):
     runs = learning()
-    paths = curves.draw(runs, tmp_path, x, title="curves", unit="byte")
+    paths = curves.draw(runs, tmp_path, x, title="curves", unit="byte").paths
     assert [p.name for p in paths] == ["curves.png", "curves.svg", "curves.csv"]
     rows = read(paths[2])
     for run in runs:
@@ -299,8 +299,10 @@ def test_curves_without_losses(tmp_path: Path):
     runs = learning(20)
     runs[1]["metrics"] = []
     runs[2]["metrics"][-1]["train/loss"] = math.nan  # a diverged run is drawn up to where it did
-    paths = curves.draw(runs, tmp_path)
-    assert "1 of 3 runs without a training loss" in texts(paths[1])
+    drawn = curves.draw(runs, tmp_path)
+    paths = drawn.paths
+    assert drawn.note == "1 of 3 runs without a training loss"
+    assert drawn.note in texts(paths[1])
     assert sum(r["run"] == "routed" and r["train"] != "" for r in read(paths[2])) == 19
     with pytest.raises(UserError, match="none of 1 runs has logged a training loss"):
         curves.draw(runs[1:2], tmp_path)

@@ -19,6 +19,7 @@ SWEEPS = {
     "figure3_tuning": {"baseline", *(f"mod_{c}_every_{e}" for c in (6, 12, 25, 50, 75, 95) for e in (1, 2))},
     "figure4": {"baseline", "mod"},
     "figure6": {"baseline", "mod"},
+    "figure7": {"baseline", "moe", "moe_dropping", "mode_staged", "mode_integrated"},
     "routing": {"baseline", "mod", "mod_token_choice", "mod_stochastic", "mod_threshold"},
     "sampling": {"baseline", "mod_none", "mod_auxiliary", "mod_predictor"},
     "depth_width": {"baseline", "mod", "mod_deep", "mod_wide"},

@@ -100,7 +100,8 @@ def evaluated(run: LoadedRun, sequences: int, split: str) -> dict[str, Any]:
             precision = (counts.hits / counts.predicted.clamp(min=1)).tolist()
             recall = (counts.hits / counts.taken).tolist()
             for layer, p, r in zip(layers, precision, recall, strict=True):
-                layer |= {"precision": p, "recall": r}
+                if not math.isnan(r):  # experts that tokens choose, inside a block that is predicted
+                    layer |= {"precision": p, "recall": r}
     return {**found, "layers": layers}
 
 
@@ -165,6 +166,9 @@ def print_found(found: dict[str, Any]) -> None:
     print_table(("routing", "loss", "bits/byte", "FLOPs/token"), rows)
     if found["layers"]:
         keys = [key for key in ("capacity", "precision", "recall") if key in found["layers"][0]]
-        lines = [[layer["layer"], *(f"{layer[key]:.2%}" for key in keys)] for layer in found["layers"]]
+        lines = [
+            [layer["layer"], *(f"{layer[key]:.2%}" if key in layer else "-" for key in keys)]
+            for layer in found["layers"]
+        ]
         print_table(("layer", *keys), lines)
     note(f"loss in nats a token; FLOPs forward at the realised capacities, counted: {found['convention']}")

@@ -64,7 +64,9 @@ def main(words: list[str]) -> int:
     add_convention(p)
     p.add_argument("--columns", metavar="NAME=COLUMN,...", help="of a CSV, as of modexp fit")
     add_exclusions(p)
-    p.add_argument("--run", action="append", metavar="RUN", help="of curves, predictor, routing; repeatable")
+    p.add_argument(
+        "--run", action="append", metavar="RUN", help="of curves, predictor, routing: name or directory; repeatable"
+    )
     p.add_argument("--text", help="what routing routes")
     p.add_argument("--out", metavar="DIR", help="where to write (default: the study; of a CSV: here)")
     args = p.parse_args(words)
@@ -81,7 +83,7 @@ def main(words: list[str]) -> int:
         return 0
     if table := table_path(args.study or args.name):
         raise UserError(f"{table} is a table, and {args.figure} draws a study", f"of a table: {', '.join(FITS)}")
-    study = study_path(args.study or args.name, args.runs_dir)
+    study = study_path(args.study or args.name or study_of(args.run), args.runs_dir)
     out = Path(args.out) if args.out else study
     if args.figure == "curves":
         draw_curves(study, out, args.x or "flops", args.run)
@@ -96,6 +98,12 @@ def main(words: list[str]) -> int:
     else:
         draw_records(study, out, args.figure, axis, args.level)
     return 0
+
+
+def study_of(names: Sequence[str] | None) -> str | None:
+    """The study of --run runs/STUDY/RUN, as eval and generate take it."""
+    folders = {str(Path(name).parent) for name in names or () if len(Path(name).parts) > 1}
+    return folders.pop() if len(folders) == 1 else None
 
 
 def unit_of(study: Path) -> str:
@@ -142,7 +150,7 @@ def draw_curves(study: Path, out: Path, x: str, names: Sequence[str] | None) -> 
             row["flops_per_step"] = plan["training_flops_per_sequence"] * plan["batch_size"]
             row["steps_per_second"] = curves.steps_per_second(metrics, plan["sequence_length"] * plan["batch_size"])
         runs.append(row)
-    tell(curves.draw(runs, out, x, title=study.name, unit=unit_of(study)))
+    tell_drawn(curves.draw(runs, out, x, title=study.name, unit=unit_of(study)))
 
 
 def draw_predictor(study: Path, out: Path, names: Sequence[str] | None) -> None:
@@ -150,10 +158,11 @@ def draw_predictor(study: Path, out: Path, names: Sequence[str] | None) -> None:
 
     runs = []
     for run in chosen(study, names):
-        promise = run.plan()
-        plan, model = promise["plan"], promise.get("model", {})
-        if model.get("causal") in ("predictor", "auxiliary"):
-            share = predictor.share_of(model.get("capacity"), plan["sequence_length"])
+        plan, model = run.plan()["plan"], run.config().model
+        if model.predicts:
+            # what is logged of a staged model is of both its choices, of tokens and of experts
+            is_depth = not hasattr(model, "experts")
+            share = predictor.share_of(getattr(model, "capacity", None), plan["sequence_length"]) if is_depth else None
             row = {"run": run.name, "arm": plan["arm"], "budget": plan["budget"], "share": share}
             runs.append({**row, "metrics": run.metrics()})
     if not runs:
@@ -224,7 +233,8 @@ def chosen(study: Path, names: Sequence[str] | None) -> list[RunDir]:
     runs = {run.name: run for run in run_dirs(study)}
     if not runs:
         raise UserError(f"{study} holds no run", "modexp sweep plans and runs a study")
-    for name in names or ():
+    names = [Path(name).name for name in names or ()]
+    for name in names:
         if name not in runs:
             import difflib
 
@@ -241,11 +251,7 @@ def chosen(study: Path, names: Sequence[str] | None) -> list[RunDir]:
 
 def tell_drawn(drawn: Any) -> None:
     """The files on stdout; on stderr what is missing."""
-    tell(drawn.paths)
+    for path in drawn.paths:
+        print(path)
     if drawn.note:
         note(drawn.note)
-
-
-def tell(paths: Sequence[Path]) -> None:
-    for path in paths:
-        print(path)

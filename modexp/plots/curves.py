@@ -33,7 +33,7 @@ def draw(
     title: str = "",
     unit: str = "token",
     baseline: str | None = None,
-) -> list[Path]:
+) -> style.Drawn:
     """Write stem.png, stem.svg and stem.csv.
 
     ``runs``: dicts {run, arm, budget, metrics}, metrics being rows {step, tokens, flops, train/loss,
@@ -98,7 +98,7 @@ def draw(
     if chosen:
         keys = ("run", "arm", "budget", "flops_per_step", "steps_per_second")
         paths.append(style.save_csv([{k: run[k] for k in keys} for run in chosen], out_dir / f"{stem}_steps.csv"))
-    return paths
+    return style.Drawn(paths, note)
 
 
 def draw_bars(

@@ -20,7 +20,8 @@ from modexp.train.world import ALONE, World
 
 
 class RoutingCounts(NamedTuple):
-    """Per routed block, tokens (with experts: tokens times experts) that went through, were predicted to, or both."""
+    """Per routed block, tokens (with experts: tokens times experts) that went through, were predicted to, or both; the
+    last two NaN where nothing is predicted."""
 
     slots: Tensor  # (layers,) all there are
     taken: Tensor
@@ -31,12 +32,13 @@ class RoutingCounts(NamedTuple):
 def count(output: Output) -> RoutingCounts:
     rows = []
     for routing in output.routings:
-        predicted = routing.taken if routing.predicted is None else routing.predicted > 0
+        taken, predicted = routing.taken, routing.predicted
         # the fullest row of a batch sets how far others are filled up: fillings are no slots
-        slots = torch.ones_like(predicted) if routing.real is None else routing.real.unsqueeze(-1).expand_as(predicted)
-        parts = (slots, routing.taken, predicted, predicted & routing.taken)
-        rows.append(torch.stack([part.sum() for part in parts]))
-    return RoutingCounts(*torch.stack(rows, dim=1).double().cpu())
+        slots = torch.ones_like(taken) if routing.real is None else routing.real.unsqueeze(-1).expand_as(taken)
+        nothing = torch.full_like(taken, math.nan, dtype=torch.float)
+        said = (nothing, nothing) if predicted is None else (predicted > 0, (predicted > 0) & taken)
+        rows.append(torch.stack([part.sum(dtype=torch.double) for part in (slots, taken, *said)]))
+    return RoutingCounts(*torch.stack(rows, dim=1).cpu())
 
 
 @torch.no_grad()
@@ -97,7 +99,7 @@ def evaluate(
     if config.sees_future:
         row["val/loss_topk"], counts = run_pass(model, batches, device, precision, causal=False, world=world)
         if counts is not None and config.predicts:
-            hits = counts.hits.sum().item()
-            row["val/predictor_precision"] = hits / max(1.0, counts.predicted.sum().item())
-            row["val/predictor_recall"] = hits / counts.taken.sum().item()
+            _, taken, predicted, hits = (part[~counts.hits.isnan()].sum().item() for part in counts)
+            row["val/predictor_precision"] = hits / max(1.0, predicted)
+            row["val/predictor_recall"] = hits / taken
     return row

@@ -13,7 +13,7 @@ import pytest
 
 from modexp.analysis.isoflop import fit_study
 from modexp.errors import UserError
-from modexp.plots import capacity, curves, frontier, predictor, routing, sampling, style
+from modexp.plots import capacity, curves, frontier, isoflop, predictor, routing, sampling, style
 from tests.test_plots import learning, study, texts
 
 Cli = Callable[..., int]
@@ -74,6 +74,20 @@ def test_half_a_frontier_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no finished run to draw: 20 planned"):
         frontier.draw([r | {"status": "planned"} for r in given], tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("figure", [frontier, sampling, isoflop])
+def test_without_a_baseline_flops_are_drawn_as_they_are(figure: Any, tmp_path: Path) -> None:
+    given = [r | {"status": "planned", "loss": None} if r["arm"] == "baseline" else r for r in causal_study()]
+    drawn = figure.draw(given, tmp_path)
+    assert "FLOPs are not relative: no baseline run is finished" in drawn.note
+    (png, svg, table) = drawn.paths[:3]
+    assert png.stat().st_size > 0
+    assert "<!-- forward FLOPs per token -->" in texts(svg)
+    assert "optimum -->" not in texts(svg).replace("fitted optimum -->", "")
+    for row in read(table):
+        assert not any(value for key, value in row.items() if key.startswith("relative"))
+        assert any(float(row[key]) > 1e6 for key in row if key.startswith("flops_per_token") and row[key])
 
 
 def tuning() -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any
 from modexp.analysis.isoflop import fit_study
 from modexp.analysis.points import Point, Record, baseline_first, baseline_of, select
 from modexp.plots import style
-from modexp.plots.panel import COST, Panel, key_of, missing, note_of, references_of, require_points
+from modexp.plots.panel import COST, Panel, key_of, missing, note_of, references_of, require_points, scale_of
 from modexp.wording import budget_text, size_text
 
 WIDTH = 5.6  # inches
@@ -41,6 +41,7 @@ def draw(
     baseline, arms = baseline_of(records), baseline_first(records)
     budgets = sorted({p.budget for p in points})
     references, borrowed = references_of(fit, points, baseline)
+    flops, label_x = scale_of(references, budgets, baseline)
     lines = [*missing(records, len(points)), *note_of(fit, baseline, budgets, references, borrowed)]
     note = style.wrapped(lines, WIDTH)
     params = {str(r["run"]): float(r["params_total"]) for r in records}
@@ -67,14 +68,14 @@ def draw(
         figure = style.new_figure(WIDTH, 3.6 + foot)
         grid = figure.add_gridspec(2, 1, height_ratios=[3.6, foot])
         axes = figure.add_subplot(grid[0])
-        panel = Panel(axes, fit, points, references)
+        panel = Panel(axes, fit, points, flops)
         for arm in arms:
             for budget, shade in zip(budgets, style.shades(len(budgets)), strict=True):
-                if budget in references:
+                if budget in flops:
                     areas = {run: scale * size for run, size in params.items()} if sized else None
                     panel.curve(arm, budget, style.stroke(arms, baseline, arm, shade), {}, areas)
         panel.finish()
-        axes.set_xlabel(f"forward FLOPs per token / {baseline}'s optimum")
+        axes.set_xlabel(label_x)
         axes.set_ylabel(f"held-out loss (nats per {unit})")
         if title:
             figure.suptitle(title)

@@ -16,7 +16,17 @@ from typing import Any
 from modexp.analysis.isoflop import StudyFit, fit_study
 from modexp.analysis.points import AXES, Point, Record, baseline_first, baseline_of, select
 from modexp.plots import style
-from modexp.plots.panel import COST, Panel, key_of, missing, note_of, references_of, require_points, top_k_losses
+from modexp.plots.panel import (
+    COST,
+    Panel,
+    key_of,
+    missing,
+    note_of,
+    references_of,
+    require_points,
+    scale_of,
+    top_k_losses,
+)
 from modexp.wording import budget_text
 
 
@@ -51,6 +61,7 @@ def draw(
     arms = baseline_first(records)
     budgets = sorted({p.budget for p in points})
     references, borrowed = references_of(cost_fit, select(records, COST)[0], baseline)
+    scale, label_right = scale_of(references, budgets, baseline)
     lines = [*missing(records, len(points)), *note_of(size_fit, baseline, budgets, references, borrowed, "right: ")]
     note = style.wrapped(lines, 7.2)
 
@@ -66,7 +77,7 @@ def draw(
         right = figure.add_subplot(grid[0, 1], sharey=left)
         panels = (
             Panel(left, size_fit, points, dict.fromkeys(budgets, 1.0)),
-            Panel(right, cost_fit, select(records, COST)[0], references),
+            Panel(right, cost_fit, select(records, COST)[0], scale),
         )
         columns: list[list[Any]] = []
         for arm in arms:
@@ -83,7 +94,7 @@ def draw(
         for panel in panels:
             panel.finish()
         left.set_xlabel(AXES[axis].label)
-        right.set_xlabel(f"forward FLOPs per token / {baseline}'s optimum")
+        right.set_xlabel(label_right)
         right.tick_params(labelleft=False)
         left.set_ylabel(f"held-out loss (nats per {unit})")
         if title:

@@ -34,7 +34,7 @@ class Panel:
     def __init__(self, axes: Axes, fit: StudyFit, points: Sequence[Point], references: dict[float, float]) -> None:
         self.axes, self.fit, self.references = axes, fit, references
         self.points = [p for p in points if p.budget in references]
-        self.relative = fit.axis == COST
+        self.relative = any(reference != 1.0 for reference in references.values())
 
     def curve(
         self,
@@ -80,7 +80,7 @@ class Panel:
         if self.relative:
             style.ratio_axis(self.axes, min(x, default=1.0), max(x, default=1.0))
             self.axes.axvline(1.0, color=style.GREY, linewidth=0.8, zorder=1)
-        else:
+        elif x:
             style.size_axis(self.axes, min(x), max(x))
 
 
@@ -97,6 +97,12 @@ def references_of(fit: StudyFit, points: Sequence[Point], baseline: str) -> tupl
             references[curve.budget] = min(runs, key=lambda p: p.loss).x
             borrowed.append(curve.budget)
     return references, borrowed
+
+
+def scale_of(references: dict[float, float], budgets: Sequence[float], baseline: str) -> tuple[dict[float, float], str]:
+    """What FLOPs per token are drawn over, by budget, and the axis' label: as they are while nothing is a reference."""
+    label = "forward FLOPs per token"
+    return (references, f"{label} / {baseline}'s optimum") if references else (dict.fromkeys(budgets, 1.0), label)
 
 
 def top_k_losses(records: Sequence[Record]) -> dict[str, float]:
@@ -157,7 +163,9 @@ def reference_note(
         which = ", ".join(map(budget_text, borrowed))
         lines.append(f"{where}relative to the best {baseline} run where its optimum is not fitted ({which})")
     absent = [budget_text(b) for b in budgets if b not in references]
-    if absent:
+    if not references:
+        lines.append(f"{where}FLOPs are not relative: no {baseline} run is finished")
+    elif absent:
         lines.append(f"{where}without {', '.join(absent)}, where no {baseline} run is finished")
     return lines
 

@@ -15,7 +15,7 @@ from modexp.analysis.isoflop import fit_study
 from modexp.analysis.points import Record, baseline_first, baseline_of, reason_to_drop, select
 from modexp.errors import UserError
 from modexp.plots import style
-from modexp.plots.panel import COST, missing, reference_note, references_of, require_points
+from modexp.plots.panel import COST, missing, reference_note, references_of, require_points, scale_of
 from modexp.wording import budget_text
 
 WIDTH = 5.6  # inches
@@ -23,7 +23,7 @@ WIDTH = 5.6  # inches
 
 @dataclass(frozen=True)
 class Pair:
-    """One run: losses in nats, FLOPs per token over the reference. Dense runs have no top-k, some arms no rule."""
+    """One run: losses in nats, FLOPs per token as they are drawn. Dense runs have no top-k, some arms no rule."""
 
     run: str
     arm: str
@@ -59,9 +59,8 @@ def draw(
     budgets = sorted({float(r["budget"]) for r in finished})
     lines = [*missing(usable, len(finished)), *reference_note(baseline, budgets, references, borrowed)]
     note = style.wrapped(lines, WIDTH)
-    pairs = [pair_of(r, references[float(r["budget"])]) for r in finished if float(r["budget"]) in references]
-    if not pairs:
-        raise UserError(f"no {baseline} run is finished, to which FLOPs could be relative", "try modexp status")
+    scale, label_x = scale_of(references, budgets, baseline)
+    pairs = [pair_of(r, scale[float(r["budget"])]) for r in finished if float(r["budget"]) in scale]
 
     with style.context():
         from matplotlib.lines import Line2D
@@ -99,13 +98,13 @@ def draw(
             if both:
                 below.plot(*zip(*both, strict=True), **{**stroke.marks(), **stroke.line(), "linewidth": 0.9}, zorder=3)
         x = [v for p in pairs for v in (p.x_topk, p.x_causal)]
-        style.ratio_axis(below, min(x), max(x))
+        (style.ratio_axis if references else style.size_axis)(below, min(x), max(x))
         below.axhline(0.0, color=style.GREY, linewidth=0.8, zorder=1)
         above.tick_params(labelbottom=False)
         above.set_ylabel(f"held-out loss (nats per {unit})")
         below.set_ylabel("causal over\ntop-k loss (%)")
         below.yaxis.set_major_formatter(lambda v, _: f"{v:+.3g}" if v else "0")
-        below.set_xlabel(f"forward FLOPs per token / {baseline}'s optimum")
+        below.set_xlabel(label_x)
         figure.align_ylabels([above, below])
         if title:
             figure.suptitle(title)
@@ -116,8 +115,10 @@ def draw(
             "run": p.run,
             "arm": p.arm,
             "budget": p.budget,
-            "relative_flops_topk": p.x_topk if p.loss_topk is not None else None,
-            "relative_flops_causal": p.x_causal if p.loss_causal is not None else None,
+            "flops_per_token_topk": p.x_topk * scale[p.budget] if p.loss_topk is not None else None,
+            "flops_per_token_causal": p.x_causal * scale[p.budget] if p.loss_causal is not None else None,
+            "relative_flops_topk": p.x_topk if references and p.loss_topk is not None else None,
+            "relative_flops_causal": p.x_causal if references and p.loss_causal is not None else None,
             "loss_topk": p.loss_topk,
             "loss_causal": p.loss_causal,
             "causal_over_topk": p.cost,

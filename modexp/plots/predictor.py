@@ -60,7 +60,7 @@ def draw(runs: Sequence[Mapping[str, Any]], out_dir: Path, stem: str = "predicto
         handles: list[Any] = []
         columns = 1 if len(skills) <= 2 else 2
         foot = style.footer_height(math.ceil((len(skills) + 1) / columns), len(note.splitlines()))
-        figure = style.new_figure(WIDTH, 2.3 + foot)
+        figure = style.new_figure(WIDTH, 2.9 + foot)
         grid = figure.add_gridspec(2, 3, height_ratios=[2.3, foot])
         panels = [figure.add_subplot(grid[0, i]) for i in range(3)]
         for skill in skills:

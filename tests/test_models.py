@@ -16,7 +16,7 @@ from modexp.config.model import BaselineConfig, ModelConfig
 from modexp.config.routing import MoDConfig
 from modexp.kinds import KINDS
 from modexp.models.build import assemble, build
-from modexp.models.loss import language_loss, training_loss
+from modexp.models.loss import training_loss
 from modexp.models.mod import MoDBlock
 from modexp.models.routed import pack, top_k
 from modexp.models.transformer import Rope, Transformer, rope_table
@@ -66,10 +66,9 @@ def test_full_capacity_without_gate_is_the_baseline() -> None:
     baseline = build(BaselineConfig(**SHAPE), DATA, seed=3)
     mod = build(MoDConfig(**SHAPE, capacity=1.0, gate="none"), DATA, seed=3)
     ids = tokens()
-    one, other = baseline(ids), mod(ids)
-    assert (one.logits - other.logits).abs().max() <= 1e-6
-    language_loss(one, ids).backward()
-    language_loss(other, ids).backward()
+    assert (baseline(ids).logits - mod(ids).logits).abs().max() <= 1e-6
+    baseline(ids, ids).loss.backward()
+    mod(ids, ids).loss.backward()
     theirs = dict(mod.named_parameters())
     for name, parameter in baseline.named_parameters():
         assert (parameter.grad - theirs[name].grad).abs().max() <= 1e-6, name
@@ -208,7 +207,7 @@ def test_tied_head_shares_its_matrix() -> None:
 @pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
 def test_loss_starts_near_that_of_a_uniform_guess(mlp: str) -> None:
     model, ids = build(MoDConfig(**SHAPE, mlp=mlp), DATA, 0), tokens(8)
-    assert language_loss(model(ids), tokens(8, seed=1)).item() == pytest.approx(math.log(256), abs=0.1)
+    assert model(ids, tokens(8, seed=1)).loss.item() == pytest.approx(math.log(256), abs=0.1)
 
 
 class CountOps(TorchDispatchMode):
@@ -231,7 +230,7 @@ def test_no_loop_over_the_batch(kind: str) -> None:
         model.zero_grad(set_to_none=True)  # adding to a gradient takes other operators than making one
         ids = tokens(batch)
         with CountOps() as counter:
-            training_loss(model(ids), ids)[0].backward()
+            training_loss(model(ids, ids))[0].backward()
         counts.append(counter.ops)
     assert counts[0] == counts[1]
 
@@ -242,7 +241,7 @@ def test_no_host_synchronisation_in_a_training_step(kind: str) -> None:
     with torch.device("meta"):
         model = assemble(KINDS[kind].config(**SHAPE), DATA)
         ids = torch.zeros(2, 48, dtype=torch.long)
-        training_loss(model(ids), ids)[0].backward()
+        training_loss(model(ids, ids))[0].backward()
     assert model.embedding.weight.grad is not None
 
 

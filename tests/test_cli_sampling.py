@@ -164,6 +164,21 @@ def test_forced_decisions_meet_the_capacity_and_follow_the_seed() -> None:
     assert not torch.equal(counts[0], counts[2])
 
 
+def test_experts_are_forced_too() -> None:
+    model, x = any_model("mode_staged"), torch.randn(40, T, 32)
+    experts = model.blocks[1].mlp
+    counts = []
+    for seed in (0, 0, 1):
+        force_decisions(model, seed)
+        real = torch.rand(40, T) < 0.5
+        taken, _ = experts.choose(x, experts.router(x), real, 0)
+        assert not taken[~real].any()
+        assert taken[real].float().mean().item() == pytest.approx(1 / 8, abs=0.01)  # expert_capacity=1 of 8 experts
+        counts.append(experts.choose(x, experts.router(x), None, 0)[0])
+    assert torch.equal(counts[0], counts[1])
+    assert not torch.equal(counts[0], counts[2])
+
+
 def test_bench_decode_reports_speed_beside_flops(modexp_cli: Cli, capsys: Captured) -> None:
     words = ["model.n_layers=2", "model.d_model=32", "model.n_heads=2", "--prompt-length", "16", "--new-tokens", "8"]
     threads = torch.get_num_threads()

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from modexp.config.data import DataConfig
 from modexp.config.model import BaselineConfig, ModelConfig
-from modexp.config.routing import MoDConfig
+from modexp.config.routing import MoDConfig, RoutedConfig, StochasticConfig, ThresholdConfig
 from modexp.kinds import KINDS
 from modexp.models.build import assemble, build
 from modexp.models.loss import training_loss
@@ -62,9 +62,10 @@ def test_mod_equals_the_masked_dense_reference(capacity: float, every: int, gate
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_full_capacity_without_gate_is_the_baseline() -> None:
+@pytest.mark.parametrize("config", [MoDConfig, StochasticConfig, ThresholdConfig])
+def test_full_capacity_without_gate_is_the_baseline(config: type[RoutedConfig]) -> None:
     baseline = build(BaselineConfig(**SHAPE), DATA, seed=3)
-    mod = build(MoDConfig(**SHAPE, capacity=1.0, gate="none"), DATA, seed=3)
+    mod = build(config(**SHAPE, capacity=1.0, gate="none"), DATA, seed=3)
     ids = tokens()
     assert (baseline(ids).logits - mod(ids).logits).abs().max() <= 1e-6
     baseline(ids, ids).loss.backward()

@@ -82,7 +82,7 @@ def decode(words: list[str]) -> int:
         "prompt_length": args.prompt_length,
         "new_tokens": args.new_tokens,
         "repeats": args.repeats,
-        "decisions": "forced: a token goes through a routed block with probability C/T, by a seeded draw",
+        "decisions": "forced: a routed block or an expert takes a token with probability C/T, by a seeded draw",
         "precision": "fp32",
         "device": describe(device),
         "batches": compare(

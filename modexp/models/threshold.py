@@ -29,6 +29,8 @@ class ThresholdBlock(RoutedBlock):
 
     def choose(self, x: Tensor) -> Choice:
         weights = self.router(x).squeeze(-1)  # (B, T)
+        if self.capacity == 1:  # there is no quantile that all exceed
+            return Choice(weights, torch.ones_like(weights, dtype=torch.bool))
         return Choice(weights, weights > self.threshold / self.seen.clamp(min=1e-9))
 
     def train_choice(self, x: Tensor) -> tuple[Tensor, Tensor, Routing]:

@@ -1,7 +1,8 @@
 """How fast a routed model decodes beside the dense model of its shape, both with the same code and caches.
 
 An untrained router decides anything, so routed blocks are told: each token goes through with probability C/T, by a
-seeded draw. The router and its predictor are computed all the same. Weights are random; what is generated is noise.
+seeded draw; and so are experts, of which each takes a token with the probability of its capacity. Routers and
+predictors are computed all the same. Weights are random; what is generated is noise.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from modexp.config.model import ModelConfig
 from modexp.flops.transformer import dense_twin
 from modexp.kinds import ledger
 from modexp.models.build import build
+from modexp.models.experts import Experts
 from modexp.models.init import stream
 from modexp.models.routed import Choice, RoutedBlock
 from modexp.models.transformer import Transformer
@@ -37,17 +39,30 @@ class Timing:
 
 
 def force_decisions(model: Transformer, seed: int) -> None:
-    """From now on every routed block takes a token with probability C/T; the draws start at ``seed``."""
-    for layer, block in enumerate(model.blocks):
-        if isinstance(block, RoutedBlock):
-            draw = stream(seed, f"decisions of block {layer}")
-            block.choose = forced(block, draw)  # type: ignore[method-assign]
+    """From now on every routed block and every expert takes a token with probability C/T; draws start at ``seed``."""
+    for name, module in model.named_modules():
+        draw = stream(seed, f"decisions of {name}")
+        if isinstance(module, RoutedBlock):
+            module.choose = forced(module, draw)  # type: ignore[method-assign]
+        if isinstance(module, Experts):
+            module.choose = forced_experts(module, draw)  # type: ignore[method-assign]
 
 
 def forced(block: RoutedBlock, draw: torch.Generator) -> Any:
     def choose(x: Tensor) -> Choice:
         wanted = torch.rand(x.shape[:2], generator=draw) < block.capacity
         return type(block).choose(block, x)._replace(wanted=wanted.to(x.device))
+
+    return choose
+
+
+def forced_experts(experts: Experts, draw: torch.Generator) -> Any:
+    share = experts.config.expert_capacity / (experts.config.experts + experts.config.noop_experts)
+
+    def choose(x: Tensor, logits: Tensor, real: Tensor | None, used: Tensor | int) -> tuple[Tensor, Tensor | None]:
+        taken, predicted = type(experts).choose(experts, x, logits, real, used)
+        wanted = (torch.rand(taken.shape, generator=draw) < share).to(taken.device)
+        return wanted if real is None else wanted & real.unsqueeze(-1), predicted
 
     return choose
 

@@ -24,8 +24,8 @@ def generate(
     """Yield the next token of each row; None for a row that has ended, which it does at ``separator``.
 
     Token ids from ``vocabulary`` on, which only the embedding knows, are never drawn. Row i draws from a stream of its
-    own, seeded by (seed, i): its text does not depend on what else is in the batch. The longest prompt and
-    ``max_tokens`` must fit into the model's sequence length.
+    own, seeded by (seed, i): its text does not depend on what else is in the batch, but for the noise of a stochastic
+    router. The longest prompt and ``max_tokens`` must fit into the model's sequence length.
     """
     device = model.rope.device
     uniform = torch.stack(

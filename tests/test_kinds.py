@@ -1,8 +1,7 @@
-"""Every kind of routing against a slow, obvious reference, and against the simpler model that it contains."""
+"""Every kind of routing against a slow, obvious reference, and what every kind must do."""
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from typing import Any
 
@@ -142,75 +141,6 @@ def test_training_lowers_the_loss_of_every_kind(kind: str) -> None:
     assert model.eval()(ids[:, :-1], ids[:, 1:], causal=True).loss.isfinite()
 
 
-# ---- degenerate cases ---------------------------------------------------------------------------------------------
-
-
-def copied(source: Transformer, target: Transformer, expert: bool) -> Transformer:
-    """``target`` with the weights of ``source``; a dense MLP becomes expert 0."""
-    own = dict(target.named_parameters())
-    with torch.no_grad():
-        for name, parameter in source.named_parameters():
-            if expert and ".mlp." in name and "router" not in name:
-                own[name.removesuffix(".weight").replace("mlp.up", "mlp.inner")][0].copy_(parameter)
-            else:
-                own[name].copy_(parameter)
-    return target
-
-
-@pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
-@pytest.mark.parametrize("chooser", CHOOSERS)
-@pytest.mark.parametrize("causal", [False, True])
-def test_one_expert_is_the_dense_mlp(mlp: str, chooser: str, causal: bool) -> None:
-    baseline = build(BaselineConfig(**SHAPE, mlp=mlp), DATA, 1)
-    moe = build(MoEConfig(**SHAPE, mlp=mlp, experts=1, expert_routing=chooser), DATA, 2)
-    moe = copied(baseline, moe, expert=True)
-    for block in moe.blocks:
-        if block.mlp.predictor is not None:
-            torch.nn.init.constant_(block.mlp.predictor.out.bias, 100.0)  # "yes" to every token
-    ids = tokens()
-    torch.testing.assert_close(moe(ids, causal=causal).logits, baseline(ids).logits, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("chooser", CHOOSERS)
-def test_staged_at_full_capacity_without_gate_is_moe(chooser: str) -> None:
-    moe = lively(MoEConfig(**SHAPE, every=2, experts=3, expert_routing=chooser))
-    staged = build(
-        StagedConfig(**SHAPE, every=2, experts=3, expert_routing=chooser, capacity=1.0, gate="none"), DATA, 5
-    )
-    own, theirs = dict(staged.named_parameters()), dict(moe.named_parameters())
-    with torch.no_grad():
-        for name, parameter in theirs.items():
-            own[name].copy_(parameter)
-    ids = tokens()
-    torch.testing.assert_close(staged(ids).logits, moe(ids).logits, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("chooser", CHOOSERS)
-def test_integrated_without_no_ops_is_moe(chooser: str) -> None:
-    moe = build(MoEConfig(**SHAPE, experts=3, expert_routing=chooser), DATA, 4)
-    integrated = build(IntegratedConfig(**SHAPE, experts=3, noop_experts=0, expert_routing=chooser), DATA, 4)
-    ids = tokens()
-    assert torch.equal(moe(ids).logits, integrated(ids).logits)
-
-
-@pytest.mark.parametrize("config", [TokenChoiceConfig(**SHAPE, capacity=1.0, gate="none")])
-def test_token_choice_of_everything_is_the_baseline(config: TokenChoiceConfig) -> None:
-    baseline, model = build(BaselineConfig(**SHAPE), DATA, 3), build(config, DATA, 3)
-    with torch.no_grad():
-        for block in model.blocks:
-            if hasattr(block, "router"):
-                block.router.weight[1].copy_(block.router.weight[0])
-        # equal probabilities choose nobody; a threshold below them chooses all
-    ids = tokens()
-    everyone = copy.deepcopy(model)
-    for block in everyone.blocks:
-        if hasattr(block, "router"):
-            block.choose = lambda x, choose=block.choose: choose(x)._replace(
-                wanted=torch.ones(x.shape[:2], dtype=torch.bool)
-            )
-    torch.testing.assert_close(everyone(ids).logits, baseline(ids).logits, rtol=1e-6, atol=1e-6)
-
-
 # ---- parts --------------------------------------------------------------------------------------------------------
 
 
@@ -230,6 +160,28 @@ def test_balance_loss_is_least_when_the_share_is_met() -> None:
 
     assert loss(0.25) == pytest.approx(1.0)
     assert loss(0.1) > 1.0 < loss(0.5)
+
+
+@pytest.mark.parametrize("kind", ["mod_token_choice", "moe", "mode_integrated"])
+def test_balance_is_of_each_sequence_and_then_averaged(kind: str) -> None:
+    more = {} if kind == "mod_token_choice" else {"expert_routing": "token_choice"}
+    model, ids = lively(KINDS[kind].config(**SHAPE, **more)), tokens(4)
+    alone = torch.stack([torch.stack([r.auxiliary for r in model(row[None]).routings]) for row in ids])
+    together = torch.stack([r.auxiliary for r in model(ids).routings])
+    torch.testing.assert_close(together, alone.mean(0), rtol=1e-5, atol=1e-7)
+    assert alone.std(0).min() > 1e-5
+
+
+def test_experts_balance_and_z_loss_are_the_papers() -> None:
+    """Fedus et al. 2022, eq. 4-6, and Zoph et al. 2022, eq. 5, in loops; the no-ops are paths like the experts."""
+    config = IntegratedConfig(**SHAPE, experts=3, noop_experts=2, expert_routing="token_choice")
+    mlp, x = lively(config).blocks[1].mlp, torch.randn(1, T, 32)
+    logits = mlp.router(x)[0].double()
+    p = logits.exp() / logits.exp().sum(-1, keepdim=True)
+    balance = sum(5 * sum(int(row.argmax() == e) for row in p) / T * sum(row[e] for row in p) / T for e in range(5))
+    z = sum(row.exp().sum().log() ** 2 for row in logits) / T
+    wanted = config.balance_weight * balance + config.z_weight * z
+    assert mlp(x, False)[1].auxiliary.item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
 def test_threshold_finds_the_quantile_of_its_weights() -> None:

@@ -1,7 +1,8 @@
 """Mixture of experts: an MLP for each of E experts, all at once as batched matmuls over their slots.
 
-Every expert has the same number of slots, by the capacity, so the batched matmul is the grouped one: a kernel for
-groups of unequal size would pay only without a capacity, which neither the paper nor its foil (token dropping) is.
+Every expert has the same number of slots, by the capacity, so the batched matmul is the grouped one:
+``torch.nn.functional.grouped_mm`` does the same work on equal groups, and FlopCounterMode sees none of it. Groups of
+unequal size would pay only without a capacity, which neither the paper nor its foil (token dropping) is.
 
 B sequences, T tokens, E experts, k slots an expert, D width, M hidden width.
 """

@@ -1,4 +1,4 @@
-"""How a step may be run otherwise: compiled as one graph, blocks computed again, the loss in chunks. Its numbers stay."""
+"""A step run otherwise, compiled as one graph, blocks computed again, the loss in chunks: its numbers stay."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_auto_compiles_long_runs_on_a_gpu() -> None:
     assert not choose_compile("auto", cpu, 6e18)
     assert choose_compile(True, cpu, 1.0)
     assert not choose_compile(False, gpu, 6e18)
-    with pytest.raises(UserError, match="trainer.compile=yes is not true, false or auto"):
+    with pytest.raises(UserError, match=r"trainer.compile=yes is not true, false or auto"):
         replace(config_of("baseline").trainer, compile="yes")
 
 

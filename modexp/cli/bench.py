@@ -73,8 +73,10 @@ def decode(words: list[str]) -> int:
 
     from modexp.sampling.bench import compare
     from modexp.train.hardware import choose_device, describe
+    from modexp.train.load import load
 
     device = choose_device(config.trainer.device)
+    busy = load().sentence
     torch.set_num_threads(1)  # a second one collapses where anything else runs
     found: dict[str, Any] = {
         "model": config.model.kind,
@@ -85,6 +87,7 @@ def decode(words: list[str]) -> int:
         "decisions": "forced: a token goes through a routed block with probability C/T, by a seeded draw",
         "precision": "fp32",
         "device": describe(device),
+        "busy": busy,
         "batches": compare(
             config.model, data, batches, args.prompt_length, args.new_tokens, args.repeats, config.seed, device
         ),
@@ -97,7 +100,18 @@ def decode(words: list[str]) -> int:
 
 
 def print_decode(found: dict[str, Any]) -> None:
-    columns = ("batch", "model", "tokens/s", "first token", "cache held", "allocated", "speed", "FLOPs")
+    columns = (
+        "batch",
+        "model",
+        "tokens/s",
+        "first token",
+        "cache held",
+        "allocated",
+        "speed",
+        "roofline",
+        "of it",
+        "FLOPs",
+    )
     rows = []
     for row in found["batches"]:
         for key, name in (("dense", "dense twin"), ("model", found["model"])):
@@ -111,6 +125,8 @@ def print_decode(found: dict[str, Any]) -> None:
                     f"{timing['cache_bytes_held'] / 2**20:.2f} MiB",
                     f"{timing['cache_bytes_allocated'] / 2**20:.2f} MiB",
                     "1" if is_twin else f"{row['speedup']:.2f}",
+                    "1" if is_twin else f"{row['roofline_speedup']:.2f}",
+                    "-" if is_twin else f"{row['of_roofline']:.2f}",
                     "1" if is_twin else f"{row['flops_ratio']:.2f}",
                 ]
             )
@@ -118,5 +134,10 @@ def print_decode(found: dict[str, Any]) -> None:
     print_table(columns, rows, f"decoding, L{layers} d{width}, {found['prompt_length']} + {found['new_tokens']} tokens")
     note(
         f"{found['device']}, {found['precision']}; medians of {found['repeats']} turns; decisions {found['decisions']};"
-        " FLOPs: forward, causal, over the dense twin's at this context"
+        " roofline: speed if each matmul took the larger of its FLOPs over"
+        f" {found['batches'][0]['flops_per_second']:.3g}/s and its bytes over"
+        f" {found['batches'][0]['bytes_per_second']:.3g}/s, both measured here; FLOPs: forward, causal, over the dense"
+        " twin's at this context"
     )
+    if found["busy"]:
+        note(f"warning: {found['busy']}")

@@ -11,7 +11,7 @@ class ModexpError(Exception):
     exit_code = 1
 
     def __init__(self, sentence: str, next_step: str = "") -> None:
-        super().__init__(sentence)
+        super().__init__(sentence, next_step)  # both, or it could not be sent from process to process
         self.sentence = sentence
         self.next_step = next_step
 

@@ -81,6 +81,9 @@ def explained(error: Exception) -> Exception:
             return UserError(f"{key} is not a setting of this {group}", f"it belongs to {group}={' or '.join(homes)}")
         return UserError(f"{key} is not a setting", did_you_mean(key, all_keys()))
     if found := re.search(r"Could not (?:find|load) '([^']+)'", text):
+        if plugin := re.fullmatch(r"hydra/(launcher|sweeper)/(([a-z]+)\w*)", found[1]):
+            group, name, package = plugin.groups()
+            return UserError(f"hydra/{group}={name} is not installed", f"pip install hydra-{package}-{group}")
         options = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
         return UserError(f"{found[1]} is not in conf/", f"choose one of: {', '.join(options)}" if options else "")
     if "override must be a string or a list" in text:

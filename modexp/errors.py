@@ -20,9 +20,14 @@ class ModexpError(Exception):
 
 
 class UserError(ModexpError):
-    """The request cannot be carried out as written: the user can change it (exit code 2)."""
+    """The request cannot be carried out as written: the user can change it (exit code 2).
+
+    Where the value of a setting is not one of few, ``key`` and ``choices`` name them: completion asks for these.
+    """
 
     exit_code = 2
+    key: str = ""
+    choices: tuple[str, ...] = ()
 
 
 class RunFailed(ModexpError):

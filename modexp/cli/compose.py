@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import Field, fields, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,6 @@ def installed_conf() -> list[Path]:
     return folders
 
 
-@cache
 def searchpath() -> list[str]:
     """That, as Hydra's override."""
     folders = installed_conf()

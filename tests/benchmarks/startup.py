@@ -7,7 +7,6 @@ has 58 thousand parameters and a warm token cache; its first step is done when i
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -111,7 +110,7 @@ def main() -> None:
     print("| command | median s | fastest s | bar s |\n|---|---|---|---|")
     for name, took in times.items():
         bar = lines[name][0]
-        print(f"| {name} | {statistics.median(took):.3f} | {min(took):.3f} | {json.dumps(bar) if bar else '-'} |")
+        print(f"| {name} | {statistics.median(took):.3f} | {min(took):.3f} | {bar or '-'} |")
 
 
 if __name__ == "__main__":

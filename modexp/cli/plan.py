@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modexp.cli.common import (
+    Parser,
     add_budget,
     add_json,
     note,
@@ -28,17 +29,21 @@ if TYPE_CHECKING:
     from modexp.plan.design import Expectation
 
 
-def main(words: list[str]) -> int:
+def flags() -> Parser:
     p = parser("plan", "Print the runs that a budget buys, and why others were dropped. Trains nothing.")
     add_budget(p)
-    p.add_argument("--gpu", metavar="NAME", help="predict time and memory on h100, a100, 4090, ... by its data sheet")
+    p.add_argument("--gpu", metavar="GPU", help="predict time and memory on h100, a100, 4090, ... by its data sheet")
     p.add_argument("--bench", metavar="FILE", help="predict them from what modexp bench step --json measured")
     p.add_argument("--price", type=float, metavar="MONEY", help="of an hour of the device: adds cost")
     p.add_argument("--hours", type=float, metavar="H", help="scale all budgets alike so that the study takes H hours")
     p.add_argument("--noise", type=float, default=0.01, metavar="SD", help="of one loss, relative (default: 0.01)")
     add_json(p)
-    p.add_argument("words", nargs="*", metavar="NAME | key=value", help="a sweep file (default: isoflop), overrides")
-    args = p.parse_intermixed_args(words)
+    p.add_argument("words", nargs="*", metavar="SWEEP | key=value", help="a sweep file (default: isoflop), overrides")
+    return p
+
+
+def main(words: list[str]) -> int:
+    args = flags().parse_intermixed_args(words)
     speed = speed_of(args.gpu, args.bench)
     for flag, value in (("--price", args.price), ("--hours", args.hours)):
         if value is not None and not 0 < value < float("inf"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from modexp.cli.common import add_json, parser, print_json
+from modexp.cli.common import Parser, add_json, parser, print_json
 from modexp.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 MAX_TOKENS = 256  # unless asked otherwise, or the context ends before
 
 
-def main(words: list[str]) -> int:
+def flags() -> Parser:
     p = parser("generate", "Continue prompts with a trained run. Routed blocks decide causally, token by token.")
     p.add_argument("run", metavar="RUN", help="a run directory: runs/STUDY/RUN")
     p.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="repeatable; none: a document's start")
@@ -26,7 +26,11 @@ def main(words: list[str]) -> int:
     p.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that reach probability P")
     p.add_argument("--seed", type=int, default=0)
     add_json(p)
-    args = p.parse_args(words)
+    return p
+
+
+def main(words: list[str]) -> int:
+    args = flags().parse_args(words)
     if args.num_samples < 1:
         raise UserError(f"--num-samples {args.num_samples} is not positive")
 

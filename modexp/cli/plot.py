@@ -65,7 +65,9 @@ def flags() -> Parser:
     add_convention(p)
     p.add_argument("--columns", metavar="NAME=COLUMN,...", help="of a CSV, as of modexp fit")
     add_exclusions(p)
-    p.add_argument("--run", action="append", metavar="NAME", help="of curves, predictor, routing: or a path; repeatable")
+    p.add_argument(
+        "--run", action="append", metavar="NAME", help="name or path, of curves, predictor, routing; repeatable"
+    )
     p.add_argument("--text", help="what routing routes")
     p.add_argument("--out", metavar="DIR", help="where to write (default: the study; of a CSV: here)")
     return p

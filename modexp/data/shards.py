@@ -108,7 +108,7 @@ class Store:
     ) -> None:
         """Write one more shard, then name it in the index."""
         shards = self.splits[split].shards
-        content = tokens.astype(self.dtype, copy=False).tobytes()
+        content = tokens.astype(self.dtype, copy=False).data  # no copy: a shard is large
         name = f"{split}-{len(shards):05d}.bin"
         write_bytes(self.folder / name, content)
         shards.append(Shard(name, len(tokens), zlib.crc32(content), documents, num_bytes, dict(left_out), position))

@@ -1,4 +1,4 @@
-"""Texts out of jsonl, parquet and hub data sets, through the ``datasets`` library and, for parquet files, ``pyarrow``."""
+"""Texts out of jsonl, parquet and hub data sets, through the ``datasets`` library and ``pyarrow``."""
 
 from __future__ import annotations
 

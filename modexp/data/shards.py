@@ -146,19 +146,19 @@ class Reader:
 
     def __init__(self, shards: list[np.ndarray]) -> None:
         self._shards = [shard.view(np.ndarray) for shard in shards]  # indexing a memmap itself is slow
-        self._ends = np.cumsum([len(shard) for shard in shards], dtype=np.int64)
+        self._ends = np.cumsum([len(shard) for shard in shards], dtype=np.int64).tolist()
 
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Tokens [start, start + length) for each of ``starts`` (B,); int64 (B, length)."""
-        positions = starts[:, None] + np.arange(length)
-        if len(self._shards) == 1:
-            return self._shards[0][positions].astype(np.int64)
-        owners = np.searchsorted(self._ends, positions, side="right")
-        tokens = np.empty(positions.shape, np.int64)
-        for owner in np.unique(owners):
-            here = owners == owner
-            shard = self._shards[owner]
-            tokens[here] = shard[positions[here] - (self._ends[owner] - len(shard))]
+        tokens = np.empty((len(starts), length), np.int64)
+        owners = np.searchsorted(self._ends, starts, side="right").tolist()
+        for row, start, owner in zip(tokens, starts.tolist(), owners, strict=True):
+            filled = 0
+            while filled < length:  # a sequence may begin in one shard and end in the next
+                shard, end = self._shards[owner], self._ends[owner]
+                piece = shard[start + filled - end :][: length - filled]  # counted from the end, so below zero
+                row[filled : filled + len(piece)] = piece
+                filled, owner = filled + len(piece), owner + 1
         return tokens
 
 

@@ -49,7 +49,7 @@ class LocalSource:
 
     def __init__(self, files: list[Path], texts: Callable[[], Iterator[bytes]], config: DataConfig) -> None:
         self._texts, self._config = texts, config
-        self._records = tempfile.SpooledTemporaryFile(RECORD.itemsize * SORTED_AT_ONCE)  # noqa: SIM115: lives as long
+        self._records = tempfile.SpooledTemporaryFile(RECORD.itemsize * SORTED_AT_ONCE)  # noqa: SIM115
         weakref.finalize(self, self._records.close)
         left_out: Counter[str] = Counter()
         place = 0

@@ -192,6 +192,7 @@ def test_a_run_resumes_and_generates(
     assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(result["loss"], abs=1e-6)
 
 
+@pytest.mark.slow  # it is measured and drawn, too
 def test_a_study_of_it(tmp_path: Path, tiny: list[str], modexp_cli: Cli) -> None:
     (tmp_path / "small.yaml").write_text(
         "budgets: [1.0e+8]\narms: {baseline: [model=baseline]}\n"

@@ -43,9 +43,8 @@ def main() -> None:
     print(f"{args.threads} threads, {os.cpu_count()} cores; load of the machine {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory() as folder:
         if args.only in (None, "tokenise", "large"):
-            print(
-                "\n| text | tokenizer | MB of text | tokens | seconds | CPU seconds | peak MB |\n|---|---|---|---|---|---|---|"
-            )
+            print("\n| text | tokenizer | MB of text | tokens | seconds | CPU seconds | peak MB |")
+            print("|---|---|---|---|---|---|---|")
         if args.only in (None, "tokenise"):
             for options in ({}, BPE):
                 tokenised("standard library", {"kind": "python", **options}, 10**9, folder)

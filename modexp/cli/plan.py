@@ -114,6 +114,8 @@ def to_json(plan: StudyPlan, costs: list[Cost], price: float | None, speed: Spee
         "runs": [run_json(run) | more for run, more in zip(plan.runs, predicted, strict=True)],
         "dropped": [asdict(d) for d in plan.dropped],
     }
+    if again := recomputed(plan):
+        found["flops_recomputed"] = again
     if saved := saving(plan.runs):
         found["trunks"] = asdict(saved) | {"share": saved.share}
     if speed is not None:
@@ -185,6 +187,8 @@ def print_plan(
             f" {first.sequence_length} tokens; lr rule {first.lr_rule}, batch rule {first.batch_rule};"
             " FLOPs/token forward, x twin: over the dense model of the same shape"
         )
+    if again := recomputed(plan):
+        note(f"activation checkpointing computes {again:.3g} FLOPs twice; no budget counts them")
     if saved := saving(plan.runs):
         note(saved.sentence)
     for dropped in plan.dropped:
@@ -193,6 +197,14 @@ def print_plan(
     for sentence in unequal_centres(plans):
         note(f"warning: {sentence}")
     warn_of_epochs(plans)
+
+
+def recomputed(plan: StudyPlan) -> int:
+    """FLOPs that activation checkpointing adds to all runs."""
+    from modexp.kinds import ledger
+
+    again = [run for run in plan.runs if run.config.trainer.activation_checkpointing]
+    return sum(run.plan.sequences * ledger(run.config.model, run.config.data).recomputed() for run in again)
 
 
 def print_costs(plan: StudyPlan, costs: Sequence[Cost], price: float | None, speed: Speed) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -14,15 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modexp.config.data import FilesData
+from modexp.config.data import DataConfig, FilesData
 from modexp.data import bpe
 from modexp.data.corpus import Corpus, open_corpus, prepare
 from modexp.data.sources import make_source
+from modexp.data.tokenizers import HFTokenizer
 from modexp.errors import Interrupted
 from modexp.loading import load
 from modexp.train.loop import Training, train
 from tests.test_train import StopAt, planned, same_outcome
-from tests.texts import sentence
+from tests.texts import DOCUMENTS, hub_data, parquet_folder, sentence
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 VOCABULARY = 400
@@ -33,12 +35,11 @@ Cli = Callable[..., int]
 
 @pytest.fixture
 def config(documents: Path) -> FilesData:
-    return FilesData(
-        paths=[f"{documents}/*.py"], tokenizer="bpe", vocab_size=VOCABULARY, sequence_length=64, validation_share=0.1
-    )
+    paths = [f"{documents}/[a-e]*.py"]
+    return FilesData(paths=paths, tokenizer="bpe", vocab_size=VOCABULARY, sequence_length=64, validation_share=0.1)
 
 
-def whole(config: FilesData) -> Corpus:
+def whole(config: DataConfig) -> Corpus:
     return prepare(config, 10**9, 10**9)
 
 
@@ -48,7 +49,7 @@ def tokenizer_file(content_hash: str) -> Path:
 
 def texts(config: FilesData) -> dict[str, list[bytes]]:
     """The documents of each split in their order, worked out independently of the package."""
-    found = {Path(path).read_bytes() for path in Path(config.paths[0]).parent.glob("*.py")} - {b""}
+    found = {Path(path).read_bytes() for path in glob.glob(config.paths[0])} - {b""}
     splits: dict[str, list[bytes]] = {"train": [], "validation": []}
     for text in sorted(found, key=lambda text: hashlib.sha256(text).digest()):
         held = int(hashlib.sha256(text).hexdigest()[-16:], 16) / 2**64 < config.validation_share
@@ -123,6 +124,15 @@ def test_it_is_trained_once(config: FilesData, monkeypatch: pytest.MonkeyPatch) 
     assert whole(config).manifest == first.manifest
 
 
+def test_a_hub_data_set_trains_one_too(tmp_path: Path) -> None:
+    folder = parquet_folder(tmp_path, [*DOCUMENTS])
+    corpus = whole(hub_data(folder, tokenizer="bpe", vocab_size=300))
+    library = HFTokenizer(str(tokenizer_file(corpus.manifest["content_hash"])))
+    texts = library._library.decode(stream(corpus, "train").tolist(), skip_special_tokens=False)
+    held = library._library.decode(stream(corpus, "validation").tolist(), skip_special_tokens=False)
+    assert sorted((texts + held).split("<|endoftext|>")[:-1]) == sorted(DOCUMENTS)
+
+
 @pytest.mark.parametrize("damage", ["lost", "damaged"])
 def test_a_lost_tokenizer_is_made_again(config: FilesData, damage: str) -> None:
     made = whole(config).manifest
@@ -163,7 +173,7 @@ def test_errors_are_sentences(documents: Path, config: FilesData) -> None:
 def test_a_run_resumes_and_generates(
     tmp_path: Path, tiny: list[str], modexp_cli: Cli, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    overrides = [*tiny, *BPE, *SHAPE, "budget=5e8"]
+    overrides = [*tiny, *BPE, *SHAPE, "budget=2e8"]
     straight, stopped = planned(tmp_path / "a", overrides), planned(tmp_path / "b", overrides)
     result = train(straight.path)
     with pytest.raises(Interrupted):

@@ -102,7 +102,7 @@ def prepare(
     report = report or (lambda line: None)
     named = None if config.tokenizer == "bpe" else make_tokenizer(config)
     source = make_source(config)
-    tokenizer = named or trained(config, source, report)
+    tokenizer = named or trained(config, source, report, expected)
     content_hash = hash_of(config, source, tokenizer.identity)
     if expected not in (None, content_hash):
         library = " or the tokenizers library" if config.tokenizer == "bpe" else ""
@@ -149,20 +149,20 @@ def open_corpus(
     return prepare(config, train_tokens, validation_tokens, report, expected=content_hash)
 
 
-def trained(config: DataConfig, source: Source, report: Report) -> Tokenizer:
+def trained(config: DataConfig, source: Source, report: Report, expected: str | None) -> Tokenizer:
     """The tokenizer of data.tokenizer=bpe, trained once a text and kept beside its shards.
 
-    A small file under the hash of text and settings names that place. What lies there is used if it still has the
-    content that the place's own hash was made of; otherwise it is trained again.
+    They lie under the ``expected`` content hash, or that which a small file under the hash of text and settings names.
+    What lies there is used if it has the content of which that hash was made; otherwise it is trained again.
     """
     recipe = cache_root(config) / hash_of(config, source, f"bpe of {config.vocab_size}, {bpe.SAMPLE_BYTES}")
     pointer = recipe / "content_hash"
     with locked(recipe, report):
-        known = pointer.read_text().strip() if pointer.exists() else ""
-        if known and (file := cache_root(config) / known / FILE).is_file():
-            tokenizer = HFTokenizer(str(file))
-            if hash_of(config, source, tokenizer.identity) == known:
-                return tokenizer
+        for known in (expected, pointer.read_text().strip() if pointer.exists() else None):
+            if known and (file := cache_root(config) / known / FILE).is_file():
+                tokenizer = HFTokenizer(str(file))
+                if hash_of(config, source, tokenizer.identity) == known:
+                    return tokenizer
         report(f"training a BPE of {config.vocab_size:,} tokens on the training text")
         try:
             content = bpe.train(config, source, scratch=recipe).encode()

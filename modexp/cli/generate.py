@@ -8,6 +8,7 @@ from modexp.cli.common import Parser, add_json, parser, print_json
 from modexp.errors import UserError
 
 if TYPE_CHECKING:
+    from modexp.config.data import DataConfig
     from modexp.data.tokenizers import Tokenizer
     from modexp.loading import LoadedRun
     from modexp.sampling.filters import Sampling
@@ -34,7 +35,6 @@ def main(words: list[str]) -> int:
     if args.num_samples < 1:
         raise UserError(f"--num-samples {args.num_samples} is not positive")
 
-    from modexp.data.tokenizers import make_tokenizer
     from modexp.loading import load
 
     run = load(args.run)
@@ -43,9 +43,9 @@ def main(words: list[str]) -> int:
             f"{run.path} was trained with model.causal=none: without the future it cannot tell what to route",
             "train with model.causal=predictor or model.causal=auxiliary to sample",
         )
-    tokenizer = make_tokenizer(run.config.data)
+    tokenizer = run.tokenizer
     prompts = [p for p in args.prompt or [""] for _ in range(args.num_samples)]
-    tokens = [encoded(tokenizer, prompt) for prompt in prompts]
+    tokens = [encoded(run.config.data, tokenizer, prompt) for prompt in prompts]
     most = room(max(map(len, tokens)), run.config.data.sequence_length, args.max_tokens)
 
     from modexp.sampling.filters import Sampling
@@ -60,15 +60,16 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def encoded(tokenizer: Tokenizer, prompt: str) -> list[int]:
+def encoded(data: DataConfig, tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Without the separator that ends a document; an empty prompt is one, after which a document begins."""
+    from modexp.data.sources import refusal
+
     document = prompt.encode(errors="surrogateescape")
-    if reason := tokenizer.refuses(document):
-        raise UserError(f"--prompt holds a {reason}, which cannot stand in a text", "leave it out")
-    try:
-        document.decode()
-    except UnicodeDecodeError:
-        raise UserError("--prompt is not UTF-8", "set the terminal's locale to UTF-8") from None
+    reason = refusal(document, data)
+    if reason == "NUL byte":
+        raise UserError("--prompt holds a NUL byte, which cannot stand in a text", "leave it out")
+    if reason == "not UTF-8":
+        raise UserError("--prompt is not UTF-8", "set the terminal's locale to UTF-8")
     return tokenizer.encode([document])[0][:-1].tolist() or [tokenizer.separator]
 
 

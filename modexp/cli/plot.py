@@ -187,7 +187,6 @@ def draw_routing(study: Path, out: Path, names: Sequence[str] | None, text: str 
 
 def routing_of(run: RunDir, text: str, out: Path, title: str) -> Any:
     """Run the text through the model of ``run`` and draw what its routers did."""
-    from modexp.data.tokenizers import make_tokenizer
     from modexp.loading import load
     from modexp.models.inspect import inspect
     from modexp.plots import routing
@@ -196,7 +195,7 @@ def routing_of(run: RunDir, text: str, out: Path, title: str) -> Any:
     data, model = loaded.config.data, loaded.config.model
     if not model.has_routing:
         raise UserError(f"{run.name} is dense: no block routes", "name a run of a routed arm")
-    tokenizer = make_tokenizer(data)
+    tokenizer = loaded.tokenizer
     tokens = tokenizer.encode([text.encode()])[0][:-1]  # without the separator
     if len(tokens) > data.sequence_length:
         raise UserError(

@@ -15,7 +15,7 @@ import pytest
 
 from modexp.analysis.isoflop import fit_study
 from modexp.analysis.parabola import student_t
-from modexp.analysis.points import BUDGET_TOLERANCE, baseline_of, reason_to_drop
+from modexp.analysis.points import baseline_of, reason_to_drop
 from modexp.errors import UserError
 from modexp.wording import budget_text, size_text
 from tests.studies import CHINCHILLA, EXERCISE, curve, on_surface, only, optimum, record
@@ -128,8 +128,16 @@ def test_published_exponents(setup: str, published: float, tolerance: float):
         ({"flops_consumed": None}, "does not say what it consumed"),
         ({"flops_consumed": 6.012e18}, "missed its budget of 6e18 FLOPs by +0.20% (allowed 0.10%)"),
         (
-            {"flops_consumed": 5.9e18, "steps_planned": 100},
-            "missed its budget of 6e18 FLOPs by -1.67% (allowed 1.00%)",
+            {"flops_consumed": 6.02e18, "sequence_length": 1, "tokens_planned": 200},
+            "missed its budget of 6e18 FLOPs by +0.33% (allowed 0.25%)",
+        ),
+        (
+            {"flops_consumed": 6.07e18, "sequence_length": 1, "tokens_planned": 5},
+            "missed its budget of 6e18 FLOPs by +1.17% (allowed 1.00%)",
+        ),
+        (
+            {"flops_consumed": 6e18, "flops_planned": 6.012e18},
+            "missed its plan of 6.012e+18 FLOPs by -0.20% (allowed 0.10%)",
         ),
     ],
 )
@@ -141,11 +149,19 @@ def test_runs_left_out_say_why(change: dict[str, Any], reason: str):
     assert len(only(fit).points) == 4
 
 
-def test_one_step_may_miss_only_where_steps_are_few():
+def test_half_a_sequence_may_be_wanting_and_no_more():
     assert reason_to_drop(record(1e8, 3.0, flops_consumed=6e18 * 1.0009)) == ""
-    assert reason_to_drop(record(1e8, 3.0, flops_consumed=6e18 * 1.01, steps_planned=100)) == ""
-    assert reason_to_drop(record(1e8, 3.0, flops_consumed=6e18 * 1.01, steps_planned=1000)) != ""
-    assert BUDGET_TOLERANCE == 1e-3
+    few = {"sequence_length": 256, "tokens_planned": 256 * 100}
+    assert reason_to_drop(record(1e8, 3.0, flops_consumed=6e18 * 1.005, **few)) == ""
+    assert reason_to_drop(record(1e8, 3.0, flops_consumed=6e18 * 1.0051, **few)) != ""
+    many = {"sequence_length": 256, "tokens_planned": 256 * 10_000}
+    assert reason_to_drop(record(1e8, 3.0, flops_consumed=6e18 * 1.0011, **many)) != ""
+
+
+def test_a_plan_is_kept_to_a_tenth_of_a_percent_however_few_its_steps():
+    few = {"sequence_length": 256, "tokens_planned": 256 * 100, "flops_planned": 6.02e18}
+    assert reason_to_drop(record(1e8, 3.0, flops_consumed=6.02e18, **few)) == ""
+    assert reason_to_drop(record(1e8, 3.0, flops_consumed=6e18, **few)) != "", "nearer to the budget, and not the plan"
 
 
 def test_run_without_the_axis_is_left_out():
@@ -278,7 +294,7 @@ def test_json_keeps_every_digit_and_rows_name_every_curve():
     assert back["curves"][0]["optimum"]["x"] == first.optimum.x
     assert back["noise_sd"] == fit.noise_sd
     assert back["dropped"][0]["reason"] == "failed: boom"
-    assert "0.1 %" in back["rule"]
+    assert "0.1%" in back["rule"]
     rows = fit.rows()
     assert [(r["arm"], r["budget"]) for r in rows] == [("baseline", 6e18), ("baseline", 2e19), ("mod", 6e18)]
     assert rows[0]["x_low"] == first.optimum.x_low

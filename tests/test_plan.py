@@ -194,7 +194,9 @@ def test_runs_that_whole_sequences_keep_off_their_budget_are_dropped() -> None:
 
     def planned(sequences: float) -> StudyPlan:
         budget = sequences * cost
-        return plan_study({"baseline": lambda b: Config(model=model, budget=BudgetConfig(b))}, [budget], [0], GridConfig())
+        return plan_study(
+            {"baseline": lambda b: Config(model=model, budget=BudgetConfig(b))}, [budget], [0], GridConfig()
+        )
 
     for sequences, runs in ((10.09, 1), (10.4, 0), (60.49, 1)):
         plan = planned(sequences)

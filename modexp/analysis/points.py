@@ -40,8 +40,8 @@ TOLERANCE = 1e-3  # share by which what a run consumed may miss its plan and its
 LOOSEST = 1e-2  # of its budget, where half a sequence is more than that: such runs spent no equal FLOPs
 
 RULE = (
-    f"A run enters once, when it is done, its held-out loss is finite, and it consumed its plan to {TOLERANCE:.1%} and its"
-    f" budget to as much (to half a sequence where that is more, {LOOSEST:.0%} at most)."
+    f"A run enters once, when it is done, its held-out loss is finite, and it consumed its plan to {TOLERANCE:.1%} and"
+    f" its budget to as much (to half a sequence where that is more, {LOOSEST:.0%} at most)."
 )
 
 

@@ -25,7 +25,8 @@ LR_SOURCES = {
     "constant": "as given",
 }
 BATCH_SOURCES = {
-    "sqrt": "sqrt(D) / 4 tokens; the power near Zhang et al. 2024 and Li et al. 2025, the constant measured: docs/tuning.md",
+    "sqrt": "sqrt(D) / 4 tokens; the power near Zhang et al. 2024 and Li et al. 2025, the constant measured:"
+    " docs/tuning.md",
     "step-law": "0.58 D^0.571 tokens; Li et al. 2025, eq. 1",
     "constant": "as given",
 }

@@ -135,7 +135,8 @@ def too_few_sequences(plan: RunPlan) -> str:
         return ""
     return (
         f"{plan.size}: {plan.sequences} whole sequences miss {budget_text(plan.budget)} FLOPs by"
-        f" {plan.achieved - 1:+.1%}, more than the {LOOSEST:.0%} that a fit accepts; raise the budget or shorten the sequences"
+        f" {plan.achieved - 1:+.1%}, more than the {LOOSEST:.0%} that a fit accepts; raise the budget or shorten the"
+        " sequences"
     )
 
 

@@ -69,3 +69,11 @@ def on_surface(budget: float, sizes: np.ndarray, constants: tuple[float, ...], *
 def only(fit: StudyFit) -> Any:
     assert len(fit.curves) == 1
     return fit.curves[0]
+
+
+def thirty(seed: int = 0) -> list[dict[str, Any]]:
+    """5 budgets x 6 sizes with noise of .3 %."""
+    rng = np.random.default_rng(seed)
+    grid = np.geomspace(1 / 3, 3, 6)
+    rows = [r for c in 1e18 * 4.0 ** np.arange(5) for r in on_surface(c, optimum(c, EXERCISE)[0] * grid, EXERCISE)]
+    return [r | {"loss": r["loss"] * (1 + 0.003 * rng.standard_normal())} for r in rows]

@@ -85,7 +85,15 @@ def test_the_table_shows_what_is_counted_and_tells_what_is_not(modexp_cli: Cli, 
     shown = capsys.readouterr()
     # two dense blocks of a forward 2 T d 3d over T, that is 6 d^2 FLOPs a token, and three times that in training
     row = next(line for line in shown.out.splitlines() if re.match(r" *dense +attention.qkv ", line))
-    assert row.split()[2:6] == ["2", "64", f"{2 * 6 * 32 * 32:.3e}", f"{2 * 6 * 32 * 32 * 64:.3e}"]
+    per_token = 2 * 6 * 32 * 32
+    assert row.split()[2:6] == ["2", "64", f"{per_token:.3e}", f"{3 * per_token:.3e}"]
+    assert row.split()[6:8] == [f"{per_token * 64:.3e}", f"{3 * per_token * 64:.3e}"]
+    # a quarter of the tokens: linear work by 1/4 of the twin's, the attention square by 1/16, and no router there
+    ratios = {tuple(line.split()[:2]): line.split()[-1] for line in shown.out.splitlines() if " routed " in f" {line}"}
+    assert ratios["routed", "mlp.in"] == "0.25"
+    assert ratios["routed", "attention.scores"] == "0.0625"
+    assert ratios["routed", "router"] == "-"
+    assert row.split()[-1] == "1"
     mod, twin, ratio = (
         next(line for line in shown.out.splitlines() if line.strip().startswith(name)).removeprefix(f" {name}").split()
         for name in ("mod ", "dense twin", "ratio")

@@ -13,8 +13,10 @@ import pytest
 
 from modexp.analysis.guard import Verdict, guard_study
 from modexp.analysis.isoflop import fit_study
+from modexp.analysis.methods import methods_sheet
 from modexp.analysis.points import select
 from modexp.analysis.records import records
+from modexp.analysis.report import report
 from modexp.config.identity import scientific
 from modexp.config.model import BaselineConfig
 from modexp.config.root import Config
@@ -146,6 +148,18 @@ def test_diverged_and_unfinished_guards_are_said() -> None:
     assert "no optimum that could move: a fit needs 5" in few.sentence
 
 
+def test_a_report_keeps_the_verdicts_at_its_own_level() -> None:
+    rows = [*curve(), *guards(0.05, 0.0)]
+    found = report(rows, AXIS, level=0.5, resamples=0)
+    (verdict,) = found.guards
+    assert "50% interval" in verdict.sentence
+    assert f"- guard: {verdict.sentence}" in methods_sheet(found, rows, {}, 0.5)
+    rows[-1] |= {"status": "diverged", "loss": None}
+    (kept,) = json.loads(json.dumps(report(rows, AXIS, resamples=0).to_json(), allow_nan=False))["guards"]
+    assert kept["moves"] in (True, False)
+    assert any(None in end["losses"].values() for end in kept["ends"])
+
+
 def test_a_study_with_guard_from_plan_to_sentence(
     modexp_cli: Callable[..., int], capsys: Captured, tiny: list[str], tmp_path: Path
 ) -> None:
@@ -161,7 +175,7 @@ def test_a_study_with_guard_from_plan_to_sentence(
     captured = capsys.readouterr()
     assert "1 of 3 runs are finished and skipped" in captured.err
     assert "guard: baseline at 5e8: at" in captured.out
-    assert "2 guard runs" in captured.err
+    assert "guard runs, at half and twice the learning rate, are no points of the fit" in captured.err
     folder = tmp_path / "runs/small"
     rows = records(folder)
     assert sorted(r["lr_scale"] for r in rows) == [0.5, 1, 2]

@@ -18,7 +18,7 @@ from modexp.config.study import BudgetConfig, GridConfig
 from modexp.config.train import OptimConfig
 from modexp.errors import UserError
 from modexp.kinds import ledger
-from modexp.plan.grid import plan_study, targets, unequal_centres
+from modexp.plan.grid import StudyPlan, plan_study, targets, unequal_centres
 from modexp.plan.hyperparameters import batch_sequences, lr_peak
 from modexp.plan.ladder import heads_of, ladder, parse_size, rung_of_size, with_shape
 from modexp.plan.run import RunPlan, count_steps, plan_run, resolve_shape
@@ -89,9 +89,9 @@ def test_arms_are_centred_on_the_same_flops_per_token() -> None:
 def test_arms_that_are_not_centred_alike_are_told() -> None:
     assert not unequal_centres(paper_plans([6e18, 2e19]))
     at = {m.kind: lambda b, m=m: Config(model=m, budget=BudgetConfig(b)) for m in (BaselineConfig(), MoDConfig())}
-    small = [r.plan for r in plan_study(at, [1e9], [0], GridConfig(points=5)).runs]  # type: ignore[arg-type]
+    small = [r.plan for r in plan_study(at, [1e10], [0], GridConfig(points=5)).runs]  # type: ignore[arg-type]
     (sentence,) = unequal_centres(small)
-    assert sentence.startswith("at 1e9 baseline is centred on")
+    assert sentence.startswith("at 1e10 baseline is centred on")
 
 
 def test_targets_are_even_in_the_logarithm() -> None:
@@ -185,6 +185,26 @@ def test_runs_the_budget_cannot_buy_are_dropped_with_their_reason() -> None:
     plan = plan_study({"baseline": lambda b: config}, [1e9], [0], GridConfig())
     assert not plan.runs
     assert "less than one sequence" in plan.dropped[0].reason
+
+
+def test_runs_that_whole_sequences_keep_off_their_budget_are_dropped() -> None:
+    """A fit would leave them out, so they are not trained."""
+    model = resolve_shape(Config(budget=BudgetConfig(1e12))).model
+    cost = plan_run(Config(model=model)).training_flops_per_sequence
+
+    def planned(sequences: float) -> StudyPlan:
+        budget = sequences * cost
+        return plan_study(
+            {"baseline": lambda b: Config(model=model, budget=BudgetConfig(b))}, [budget], [0], GridConfig()
+        )
+
+    for sequences, runs in ((10.09, 1), (10.4, 0), (60.49, 1)):
+        plan = planned(sequences)
+        assert len(plan.runs) == runs
+        assert len(plan.dropped) == 1 - runs
+    reason = planned(10.4).dropped[0].reason
+    assert "10 whole sequences miss" in reason
+    assert "by -3.8%, more than the 1% that a fit accepts" in reason
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,34 @@ def test_far_extrapolation_is_said(study: Path):
     assert far.params_interval[1] / far.params > near.params_interval[1] / near.params
 
 
+def test_reach_is_always_told(study: Path, modexp_cli: Callable[..., int], capsys: pytest.CaptureFixture[str]):
+    words = ["predict", study.name, "--runs-dir", str(study.parent), "--resamples", "0"]
+    for flops, said in (("6.4e14", "mod: 4x the largest budget that has an optimum: an extrapolation"),
+                        ("8e13", "mod: 0.5x the largest budget that has an optimum: within what was run")):  # fmt: skip
+        assert modexp_cli(*words, "--flops", flops) == 0
+        assert said in capsys.readouterr().out.splitlines()
+
+
+def test_an_arm_that_grew_in_depth_is_predicted_in_its_own_shapes(tmp_path: Path):
+    from modexp.cli.predict import runnable
+    from modexp.plan.ladder import ladder
+
+    study = make_study(tmp_path / "runs", BUDGETS[:2], overrides=["grid.growth=depth"])
+    plan = runnable(study, "mod", 300_000, 1e14, "matmul")["plan"]
+    shape = plan["n_layers"], plan["d_model"], plan["n_heads"]
+    assert shape not in ladder()
+    dense = runnable(study, "baseline", 300_000, 1e14, "matmul")["plan"]
+    assert (dense["n_layers"], dense["d_model"], dense["n_heads"]) in ladder()
+    assert plan["n_layers"] > dense["n_layers"]
+
+
+def test_shared_trunks_are_warned_of(study: Path):
+    rows = [r | {"trunk": "another"} if r["arm"] == "mod" and r["budget"] < 1e14 else r for r in records(study)]
+    dense, mod = predict(rows, 6e14, resamples=0)
+    assert dense.warnings == ()
+    assert any("share the trunk" in w and "too narrow" in w for w in mod.warnings)
+
+
 def test_the_command_can_be_pasted(study: Path, modexp_cli: Callable[..., int], capsys: pytest.CaptureFixture[str]):
     assert modexp_cli("predict", study.name, "--runs-dir", str(study.parent), "--flops", "6e14", "--json") == 0
     found = json.loads(capsys.readouterr().out)

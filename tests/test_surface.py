@@ -107,6 +107,24 @@ def test_no_optimizer_of_scipys_goes_lower(method: str):
     assert surface.objective <= lowest * (1 + 1e-7), (surface.objective, lowest)
 
 
+def test_vpnls_is_the_minimum_over_two_exponents_with_the_rest_solved_linearly():
+    """Variable projection as Czech et al. 2026 do it: an outer search in alpha and beta, an inner linear solve."""
+    n, d, loss = study(CHINCHILLA, np.array([6e18, 2e19, 1e20]), 9, noise=0.01)
+    surface = fitted("vpnls", n, d, loss)
+
+    def projected(exponents: np.ndarray) -> tuple[float, np.ndarray]:
+        columns = np.stack([np.ones_like(n), n ** -exponents[0], d ** -exponents[1]], axis=1) / loss[:, None]
+        levels, *_ = np.linalg.lstsq(columns, np.ones_like(n))
+        return float(((1 - columns @ levels) ** 2).sum() / 2), levels
+
+    outer = scipy.optimize.minimize(
+        lambda p: projected(p)[0], [0.3, 0.3], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-16}
+    )
+    assert surface.objective == pytest.approx(outer.fun, rel=1e-9)
+    assert surface.parameters[3:] == pytest.approx(outer.x, rel=1e-4)
+    assert surface.parameters[:3] == pytest.approx(projected(outer.x)[1], rel=1e-3)
+
+
 # --- published and synthetic truths --------------------------------------------------------------------------
 
 

@@ -95,6 +95,19 @@ def test_a_budget_column_is_taken_at_its_word(tmp_path: Path):
     ]
 
 
+def test_dense_flops_do_not_chain_into_one_budget(tmp_path: Path):
+    """Rows .9 % apart from 1e18 to 1e20: every neighbour is near, and the ends are not one budget."""
+    flops = [1e18 * 1.009**i for i in range(515)]
+    rows, assumed = read(tmp_path, "flops,params,loss\n" + "".join(f"{c},1e8,3\n" for c in flops))
+    spans: dict[float, list[float]] = {}
+    for row in rows:
+        spans.setdefault(row["budget"], []).append(row["flops_consumed"])
+    assert len(spans) == 47  # groups of 11 rows
+    assert max(max(of) / min(of) for of in spans.values()) == pytest.approx(1.009**10)
+    assert assumed[-1].startswith("47 budgets: rows whose FLOPs lie within 1% of a neighbour's share one")
+    assert assumed[-1].endswith("; the widest spans 9.4%")
+
+
 def test_byte_order_mark_and_tabs(tmp_path: Path):
     bare, _ = read(tmp_path, "flops,params,loss\n6e18,1e8,3\n")
     marked, _ = read(tmp_path, "flops,params,loss\r\n6e18,1e8,3\r\n", encoding="utf-8-sig")

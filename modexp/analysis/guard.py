@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from modexp.analysis.curve import CurveFit
 from modexp.analysis.isoflop import fit_study
@@ -47,9 +48,19 @@ class Verdict:
     moves: bool | None  # whether ``tuned`` lies outside low .. high; None: cannot be told
     sentence: str
 
+    def to_json(self) -> dict[str, Any]:
+        """Losses of runs that diverged are null: JSON has no infinity."""
+
+        def finite(losses: dict[float, float]) -> dict[str, float | None]:
+            return {f"{rate:g}": loss if math.isfinite(loss) else None for rate, loss in losses.items()}
+
+        return {**asdict(self), "ends": [{"x": end.x, "losses": finite(end.losses)} for end in self.ends]}
+
 
 def guard_study(records: Sequence[Record], axis: str, level: float = 0.90) -> list[Verdict]:
     """A verdict for every curve that has guard runs, finished or not; sizes in the unit of ``axis``."""
+    if not any(map(is_guard, records)):
+        return []
     ours: dict[Run, Record] = {key_of(r): r for r in records if not is_guard(r)}
     tried: dict[Run, dict[float, Record]] = defaultdict(dict)
     for row in records:

@@ -12,6 +12,7 @@ from typing import Any
 from modexp.analysis.curve import MIN_SIZES, OUTER_SHARE, WIDEST_GRID
 from modexp.analysis.points import AXES, Record
 from modexp.analysis.report import Report
+from modexp.analysis.surface import EXPONENTS
 from modexp.flops.ledger import CONVENTIONS
 from modexp.wording import budget_text, size_text
 
@@ -54,17 +55,23 @@ def methods_sheet(report: Report, records: Sequence[Record], about: Mapping[str,
         "- Akima (Porian et al. 2024): a spline of the best log loss per size in log size, its minimum, a least-squares"
         " line; intervals by redrawing the noise above."
     )
-    lines += [method_line(report, name, text) for name, text in SURFACES.items()]
+    lines += [method_line(report, name, text.format(starts=STARTS)) for name, text in SURFACES.items()]
     if fit.left_out:
         lines.append("- Hold-out: every budget predicted from the others (below).")
     lines += ["", "## Results", "", *result_lines(report)]
     return "\n".join(lines) + "\n"
 
 
+STARTS = (
+    f"alpha and beta each at {len(EXPONENTS)} values from {EXPONENTS[0]:g} to {EXPONENTS[-1]:g}, with E, A, B solved"
+    " linearly (none below zero)"
+)
 SURFACES = {
     "approach3": "Approach 3 (Hoffmann et al. 2022, as corrected by Besiroglu et al. 2024):"
-    " L = E + A/N^alpha + B/D^beta, sum of Huber(1e-3) on log L, Newton's method in full precision",
-    "vpnls": "Variable projection (Czech et al. 2026): the same surface, squares of the relative error, E, A, B linear",
+    " L = E + A/N^alpha + B/D^beta, sum of Huber(1e-3) on log L; starts: {starts}; Newton's method with exact"
+    " derivatives",
+    "vpnls": "Variable projection (Czech et al. 2026): the same surface, sum of squares of the relative error; starts:"
+    " {starts}; then Newton's method in all five, to the same minimum",
 }
 
 
@@ -111,6 +118,7 @@ def result_lines(report: Report) -> list[str]:
         budgets = ", ".join(f"{c.arm} at {budget_text(c.budget)}" for c in few)
         sentences.append(f"no parabola with fewer than {MIN_SIZES} sizes: {budgets}")
     sentences += [f"{e.arm}: {w}" for e in report.fit.exponents for w in e.warnings]
+    sentences += [f"guard: {verdict.sentence}" for verdict in report.guards]
     return [*lines, *(["", "Warnings and refusals:", ""] if sentences else []), *(f"- {s}" for s in sentences)]
 
 

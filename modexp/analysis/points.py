@@ -36,12 +36,12 @@ AXES = {
 # what tells two runs of one arm, budget and seed apart
 SETTLED = ("params_total", "flops_per_token", "tokens", "loss", "lr", "batch_size")
 
-BUDGET_TOLERANCE = 1e-3
-WHOLE_STEPS = 1000  # below so many steps one step is more than the tolerance, and steps are whole
+TOLERANCE = 1e-3  # share by which what a run consumed may miss its plan and its budget
+LOOSEST = 1e-2  # of its budget, where half a sequence is more than that: such runs spent no equal FLOPs
 
 RULE = (
-    "A run enters once, when it is done, its held-out loss is finite and it consumed its budget to 0.1 %"
-    f" (to one step where fewer than {WHOLE_STEPS} were planned)."
+    f"A run enters once, when it is done, its held-out loss is finite, and it consumed its plan to {TOLERANCE:.1%} and"
+    f" its budget to as much (to half a sequence where that is more, {LOOSEST:.0%} at most)."
 )
 
 
@@ -145,6 +145,9 @@ def reason_to_drop(record: Record) -> str:
     consumed, budget = record.get("flops_consumed"), float(record["budget"])
     if consumed is None:
         return "does not say what it consumed"
+    if missed_plan(record):
+        planned = record["flops_planned"]
+        return f"missed its plan of {planned:.6g} FLOPs by {consumed / planned - 1:+.2%} (allowed {TOLERANCE:.2%})"
     tolerance = tolerance_of(record)
     miss = consumed / budget - 1
     if abs(miss) > tolerance:
@@ -152,12 +155,19 @@ def reason_to_drop(record: Record) -> str:
     return ""
 
 
+def missed_plan(record: Record) -> bool:
+    """Whether a finished run consumed other FLOPs than its plan promised; a plan is kept to the last step."""
+    planned = record.get("flops_planned")
+    return bool(planned) and abs(record["flops_consumed"] / planned - 1) > TOLERANCE
+
+
 def tolerance_of(record: Record) -> float:
-    """Share by which what a run consumed may differ from what it should: exactly one step, rounding included."""
-    steps = record.get("steps_planned") or WHOLE_STEPS
+    """Share by which a run may miss its budget: plans are whole sequences, so half of one may be wanting."""
     if record.get("budget_tolerance"):  # a table whose budgets are read off its FLOPs
-        return float(record["budget_tolerance"]) + BUDGET_TOLERANCE
-    return (1 / steps if steps < WHOLE_STEPS else BUDGET_TOLERANCE) * (1 + 1e-9)
+        return float(record["budget_tolerance"]) + TOLERANCE
+    T, tokens = record.get("sequence_length"), record.get("tokens_planned")
+    half = T / tokens / 2 if T and tokens else 0.0
+    return min(max(TOLERANCE, half), LOOSEST) * (1 + 1e-9)
 
 
 def arms_of(records: Sequence[Record]) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from modexp.analysis.exponent import ExponentFit
 from modexp.analysis.isoflop import StudyFit, fit_study
-from modexp.analysis.points import Record, select
+from modexp.analysis.points import Record, select, shared_trunks
 from modexp.analysis.report import surface_of
 from modexp.errors import UserError
 
@@ -66,6 +66,8 @@ def predict_arm(
     warnings = list(sizes.exponent(arm).warnings)
     if flops / largest > FAR:
         warnings.append(f"{flops / largest:.3g}x beyond the largest budget: intervals hold if nothing bends on the way")
+    if sentence := shared_trunks([r for r in records if r["arm"] == arm]):
+        warnings.append(sentence)
     return Prediction(
         arm,
         flops,
@@ -79,6 +81,14 @@ def predict_arm(
         tuple(f"no {what}: {reason}" for what, reason in refusals.items() if reason),
         tuple(warnings),
     )
+
+
+def reach_words(found: Prediction) -> str:
+    """How far the budget lies from what was run."""
+    if not found.reach > 0:  # no budget has an optimum
+        return "nothing to extrapolate from"
+    beyond = "an extrapolation" if found.reach > 1 else "within what was run"
+    return f"{found.reach:.3g}x the largest budget that has an optimum: {beyond}"
 
 
 def on_line(fit: StudyFit, line: ExponentFit, flops: float) -> tuple[float | None, Interval | None]:

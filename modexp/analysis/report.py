@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from modexp.analysis.bootstrap import Bootstrap, bootstrap
+from modexp.analysis.guard import Verdict, guard_study
 from modexp.analysis.interpolate import InterpolatedExponent, fit_interpolated
 from modexp.analysis.isoflop import StudyFit, fit_study
 from modexp.analysis.outliers import RESIDUAL_RULE, highest_losses, highest_rule, outliers
@@ -41,6 +42,7 @@ class Report:
     interpolated: dict[str, InterpolatedExponent]  # by arm
     warnings: tuple[str, ...]
     points: tuple[Point, ...]  # as trained: what the surfaces are fitted to
+    guards: tuple[Verdict, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         surfaces = [{k: v for k, v in asdict(s).items() if k != "draws"} for s in self.surfaces]
@@ -50,6 +52,7 @@ class Report:
             "surfaces": surfaces,
             "interpolated": interpolated,
             "warnings": list(self.warnings),
+            "guards": [verdict.to_json() for verdict in self.guards],
         }
 
     def surface(self, arm: str, method: str) -> SurfaceExponent:
@@ -87,7 +90,8 @@ def report(
         interpolated[arm] = fit_interpolated(curves, fit.noise_sd if resamples else None, level, resamples)
         warnings += [s for s in (sum_of_exponents(arm, kept, fit), astray(arm, mine)) if s]
     warnings += [s for s in (shared_trunks(kept),) if s]
-    return Report(fit, tuple(surfaces), interpolated, tuple(warnings), tuple(points))
+    guards = guard_study(kept, axis, level)
+    return Report(fit, tuple(surfaces), interpolated, tuple(warnings), tuple(points), tuple(guards))
 
 
 def excluded(records: Sequence[Record], axis: str, highest: int, by_surface: bool) -> list[DroppedRun]:

@@ -4,10 +4,13 @@ Two methods; both weigh a point by its *relative* error, both end in full precis
 
 ``approach3``: Hoffmann et al. 2022 (sec. 3.3, eq. 10) as corrected by Besiroglu et al. 2024: the sum of
     Huber(1e-3) on log L. Nearly the absolute error, so single bad runs hardly count.
-``vpnls``: variable projection (Czech et al. 2026): E, A, B follow linearly from the two exponents, so the search
-    is in two dimensions. Squared error of L over L: linear in E, A, B, as log L would not be, and to first order
-    the error of log L, so that the two methods answer the same question. Plain squares of L would let the
-    smallest, cheapest runs, whose losses are the highest, decide. More precise where scatter is Gaussian.
+``vpnls``: variable projection (Czech et al. 2026): E, A, B follow linearly from the two exponents. Squared error
+    of L over L: linear in E, A, B, as log L would not be, and to first order the error of log L, so that the two
+    methods answer the same question. Plain squares of L would let the smallest, cheapest runs, whose losses are the
+    highest, decide. More precise where scatter is Gaussian.
+
+Both start from a grid of exponents with E, A, B projected out, and end by Newton's steps in all five: in the minimum
+that a search in the two exponents alone finds (tests/test_surface.py), and to more digits.
 
 N may be any size x that runs report (parameters, FLOPs per token), D is training tokens, L in nats a token.
 Parameters are always in the order E, A, B, alpha, beta; the last axis of arrays (..., 5).

@@ -16,6 +16,7 @@ from modexp.errors import UserError
 COLUMNS = ("loss", "flops", "params", "tokens", "budget", "arm", "seed")
 MAY_LACK = ("loss", "seed")  # in a row: a run without a loss is left out of the fit, one without a seed has seed 0
 ONE_BUDGET = 1.01  # ratio of neighbours' FLOPs up to which rows without a budget column share one
+WIDEST = 1.1  # of the largest over the smallest in one budget: where FLOPs lie dense, neighbours would chain on and on
 
 
 def parse_columns(text: str) -> dict[str, str]:
@@ -66,9 +67,12 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> tuple[li
         (third,) = {"flops", "params", "tokens"} - sizes
         assumed.append(f"{third} from C = 6 N D")
     if "budget" not in present:
-        budgets = group_by_flops(records)
+        budgets, widest = group_by_flops(records)
         several = f"{budgets} budget{'s' if budgets > 1 else ''}"
-        assumed.append(f"{several}: rows whose FLOPs lie within {ONE_BUDGET - 1:.0%} of a neighbour's share one")
+        spread = f"; the widest spans {widest:.1%}" if widest > ONE_BUDGET - 1 else ""
+        assumed.append(
+            f"{several}: rows whose FLOPs lie within {ONE_BUDGET - 1:.0%} of a neighbour's share one{spread}"
+        )
     return records, assumed
 
 
@@ -118,20 +122,22 @@ def record_of(
     }
 
 
-def group_by_flops(records: list[dict[str, Any]]) -> int:
-    """Give rows of nearly equal FLOPs one budget, their geometric mean; the number of budgets."""
+def group_by_flops(records: list[dict[str, Any]]) -> tuple[int, float]:
+    """Give rows of nearly equal FLOPs one budget, their geometric mean; the number of budgets, and by what share
+    FLOPs differ in the widest."""
     ordered = sorted(records, key=lambda r: float(r["flops_consumed"]))
     groups: list[list[dict[str, Any]]] = []
     for row in ordered:
-        near = groups and row["flops_consumed"] <= ONE_BUDGET * groups[-1][-1]["flops_consumed"]
+        flops, last = row["flops_consumed"], groups[-1] if groups else []
+        near = last and flops <= min(ONE_BUDGET * last[-1]["flops_consumed"], WIDEST * last[0]["flops_consumed"])
         if near:
             groups[-1].append(row)
         else:
             groups.append([row])
     for group in groups:
         budget = math.exp(sum(math.log(r["flops_consumed"]) for r in group) / len(group))
-        budget = float(f"{budget:.4g}")  # its name: groups lie at least 1 % apart
+        budget = float(f"{budget:.4g}")  # its name: groups' means lie at least 1 % apart
         for row in group:
             row["budget"] = budget
             row["budget_tolerance"] = group[-1]["flops_consumed"] / group[0]["flops_consumed"] - 1
-    return len(groups)
+    return len(groups), max(float(group[0]["budget_tolerance"]) for group in groups)

@@ -41,6 +41,7 @@ def main(words: list[str]) -> int:
 
     from modexp.analysis.equal_loss import compare_arms
     from modexp.analysis.isoflop import fit_study
+    from modexp.analysis.points import shared_trunks
     from modexp.wording import budget_text
 
     study = study_path(args.study or one_name(args.words, "") or None, args.runs_dir)
@@ -81,6 +82,8 @@ def main(words: list[str]) -> int:
     )
     for c in compared:
         print(f"{c.difference.sentence}; {c.sentence}")
+    if sentence := shared_trunks(rows):
+        print(sentence)
     first = compared[0].difference
     note(
         f"noise {fit.noise.sd:.4f} nats a run ({fit.dof} degrees of freedom), correlation of pairs"

@@ -27,6 +27,7 @@ from modexp.errors import UserError
 
 if TYPE_CHECKING:
     from modexp.config.root import Config
+    from modexp.config.study import SweepConfig
 
 
 def flags() -> Parser:
@@ -77,7 +78,7 @@ def main(words: list[str]) -> int:
 
     from modexp.analysis.methods import methods_sheet
     from modexp.analysis.report import report
-    from modexp.cli.fit_tables import print_guards, print_report
+    from modexp.cli.fit_tables import print_report
     from modexp.files import write_json, write_text
 
     if args.convention == "all":
@@ -103,7 +104,6 @@ def main(words: list[str]) -> int:
         print_json(found.to_json())
     else:
         print_report(found)
-        print_guards(rows, args.axis)
     if out:
         stem = "fit" if not args.convention else f"fit-{args.convention}"
         sheet = "methods" if not args.convention else f"methods-{args.convention}"
@@ -115,20 +115,48 @@ def main(words: list[str]) -> int:
 
 def study_facts(study: Path) -> dict[str, str]:
     """What the methods sheet says of how the runs were trained."""
+    from modexp.plan.hyperparameters import BATCH_SOURCES, LR_SOURCES
     from modexp.runs import run_dirs
+    from modexp.sweep.study import load_study
 
     runs = run_dirs(study)
-    config, result = runs[0].config(), next((r for run in runs if (r := run.result())), {})
+    config, plan = runs[0].config(), runs[0].plan()
+    result: dict[str, Any] = next((r for run in runs if (r := run.result())), {})
     origin = result.get("provenance", {})
-    return {
+    lr, batch = plan["plan"]["lr_rule"], plan["plan"]["batch_rule"]
+    o = config.optim
+    facts = {
         "study": study.name,
         "data": f"{config.data.kind}, tokenizer {config.data.tokenizer}, sequences of {config.data.sequence_length}",
-        "content hash of the text": str(runs[0].plan()["data"].get("content_hash", "unknown")),
+        "content hash of the text": str(plan["data"].get("content_hash", "unknown")),
         "schedule": schedule_words(config),
-        "optimizer": f"{config.optim.kind}, rate by {config.optim.lr}, batch by {config.optim.batch_size}",
+        "optimizer": f"{o.kind}, betas {o.beta1:g} and {o.beta2:g}, weight decay {o.weight_decay:g},"
+        f" gradients clipped at {o.grad_clip:g}",
+        "learning rate": f"by the rule {o.lr} ({LR_SOURCES[lr]})",
+        "batch": f"by the rule {o.batch_size} ({BATCH_SOURCES[batch]})",
+        "evaluation": f"each run once, at its end, on the same held-out sequences, {config.trainer.eval_sequences} at"
+        " most; no intermediate checkpoint and no smoothing enters",
         "precision": str(result.get("precision", "not trained yet")),
         "modexp": ", ".join(f"{key} {origin.get(key) or 'unknown'}" for key in ("modexp", "commit", "torch")),
     }
+    try:
+        sweep = load_study(study).sweep
+    except UserError as error:  # runs can be fitted without it
+        return facts | {"sizes": f"unknown, for {error.sentence}"}
+    facts |= {f"arm {arm}": " ".join(words) or "as the defaults" for arm, words in sweep.arms.items()}
+    return facts | {"sizes": size_words(sweep)}
+
+
+def size_words(sweep: SweepConfig) -> str:
+    deeper = "; routed arms deeper by what routing saves" if sweep.grid.growth == "depth" else ""
+    centre = f"{sweep.grid.tokens_per_param:g} tokens a parameter"
+    adaptive = sweep.adapt.enabled
+    adapted = "the smallest budget's (the others by the fits of the smaller ones)" if adaptive else "each budget's"
+    return (
+        f"width and depth grow together, L near sqrt(d) / 2{deeper}; {sweep.grid.points} sizes a curve over"
+        f" +-{sweep.grid.span:g}x in FLOPs per token, {adapted} centred on {centre}, where no arm sets its own;"
+        f" seeds {', '.join(map(str, sweep.seeds))}"
+    )
 
 
 def schedule_words(config: Config) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from modexp.cli.common import note, print_table
 
 if TYPE_CHECKING:
+    from modexp.analysis.guard import Verdict
     from modexp.analysis.isoflop import StudyFit
     from modexp.analysis.report import Report
 
@@ -16,6 +17,7 @@ SHOWN_DROPS = 10  # left-out runs that are told one by one
 
 def print_fit(rows: Sequence[dict[str, Any]]) -> None:
     """The parabolas alone: what a sweep ends with."""
+    from modexp.analysis.guard import guard_study
     from modexp.analysis.isoflop import fit_study
     from modexp.analysis.points import shared_trunks
 
@@ -32,7 +34,7 @@ def print_fit(rows: Sequence[dict[str, Any]]) -> None:
     if sentence := shared_trunks(rows):
         print(sentence)
     print_rest(fit)
-    print_guards(rows, fit.axis)
+    print_guards(guard_study(rows, fit.axis, fit.level))
 
 
 def print_report(found: Report) -> None:
@@ -69,6 +71,7 @@ def print_report(found: Report) -> None:
     for out in fit.left_out:
         print_left_out(out)
     print_rest(fit)
+    print_guards(found.guards)
 
 
 def print_left_out(out: Any) -> None:
@@ -140,13 +143,9 @@ def print_rest(fit: StudyFit) -> None:
         note(f"noise {fit.noise_sd:.4f} nats a run, pooled over all curves ({fit.dof} degrees of freedom). {fit.rule}")
 
 
-def print_guards(rows: Sequence[dict[str, Any]], axis: str) -> None:
+def print_guards(verdicts: Sequence[Verdict]) -> None:
     """What the guard runs of a study say, curve by curve."""
-    from modexp.analysis.guard import guard_study
-    from modexp.analysis.points import is_guard
-
-    guards = sum(is_guard(row) for row in rows)
-    if guards:
-        for verdict in guard_study(rows, axis):
-            print(f"guard: {verdict.sentence}")
-        note(f"{guards} guard runs at half and twice the learning rate are no points of the fit")
+    for verdict in verdicts:
+        print(f"guard: {verdict.sentence}")
+    if verdicts:
+        note("guard runs, at half and twice the learning rate, are no points of the fit")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -143,12 +143,16 @@ def under(account: Account, convention: str) -> dict[str, Any]:
     }
 
 
-def term_rows(books: Ledger, convention: str) -> list[dict[str, Any]]:
-    """One row a term, those of a kind of block together; FLOPs of all blocks of that kind."""
+def term_rows(books: Ledger, twin: Ledger, convention: str) -> list[dict[str, Any]]:
+    """One row a term, those of a kind of block together; FLOPs of all blocks of that kind. ``relative_to_twin``:
+    training, over as many blocks of the dense ``twin``; None for work that it does not have."""
+    dense = {(term.block == "model", term.name): term for term in twin.terms}
     blocks = list(dict.fromkeys(term.block for term in books.terms))
     rows = []
     for term in sorted(books.terms, key=lambda t: blocks.index(t.block)):
         one = Ledger((term,), books.sequence_length)
+        there = dense.get((term.block == "model", term.name))
+        most = Ledger((replace(there, count=term.count),), books.sequence_length).training(convention) if there else 0
         rows.append(
             {
                 "block": term.block,
@@ -158,6 +162,7 @@ def term_rows(books: Ledger, convention: str) -> list[dict[str, Any]]:
                 "forward_per_sequence": one.forward(convention),
                 **sums(one, convention),
                 "share": one.training(convention) / books.training(convention),
+                "relative_to_twin": one.training(convention) / most if most else None,
             }
         )
     return rows
@@ -170,7 +175,7 @@ def to_json(account: Account, convention: str) -> dict[str, Any]:
         "vocab_size": account.data.vocab_size,
         "sequence_length": account.books.sequence_length,
         "convention": convention,
-        "terms": term_rows(account.books, convention),
+        "terms": term_rows(account.books, account.twin, convention),
         "parameters": parameters(account.books, convention),
         "dense_twin": parameters(account.twin, convention) | sums(account.twin, convention),
         "conventions": {name: under(account, name) for name in CONVENTIONS},
@@ -205,7 +210,7 @@ def tell_verified(found: dict[str, dict[str, int]]) -> None:
 
 
 def print_terms(account: Account, convention: str) -> None:
-    rows = term_rows(account.books, convention)
+    rows = term_rows(account.books, account.twin, convention)
     counted = [row for row in rows if row["training_per_sequence"]]
     lines = [
         [
@@ -214,14 +219,20 @@ def print_terms(account: Account, convention: str) -> None:
             str(row["blocks"]),
             f"{row['tokens']:,}",
             f"{row['forward_per_token']:.3e}",
+            f"{row['training_per_token']:.3e}",
             f"{row['forward_per_sequence']:.3e}",
             f"{row['training_per_sequence']:.3e}",
             f"{row['share']:.2%}" if row["share"] >= 1e-4 else "<0.01%",
+            "-" if row["relative_to_twin"] is None else f"{row['relative_to_twin']:.4g}",
         ]
         for row in counted
     ]
-    columns = ("block", "term", "blocks", "tokens", "forward/token", "forward/seq", "training/seq", "of total")
-    print_table(columns, lines, f"{convention}: {CONVENTIONS[convention].description}", ("forward/seq", "blocks"))
+    columns = (
+        "block", "term", "blocks", "tokens", "forward/token", "training/token", "forward/seq", "training/seq",
+        "of total", "x twin",
+    )  # fmt: skip
+    narrow = ("forward/seq", "training/token", "blocks")
+    print_table(columns, lines, f"{convention}: {CONVENTIONS[convention].description}", narrow)
     left_out = dict.fromkeys(row["term"] for row in rows if not row["training_per_sequence"])
     if left_out:
         note(f"counted as nothing under {convention}: {', '.join(left_out)}")

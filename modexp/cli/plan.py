@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,27 +136,29 @@ def run_json(run: PlannedRun) -> dict[str, Any]:
 
 
 COLUMNS = (
-    "run", "shape", "params", "active", "FLOPs/token", "x twin", "batch", "steps", "tokens", "tok/param", "epochs",
-    "lr", "off budget",
+    "run", "shape", "params", "non-emb.", "active", "FLOPs/token", "x twin", "batch", "steps", "tokens", "tok/param",
+    "epochs", "lr", "warm-up", "off budget",
 )  # fmt: skip
 PREDICTED = ("time", "memory", "cost")
-OPTIONAL = ("active", "epochs", "x twin", "off budget", "lr", "tok/param", "params", "memory")
+OPTIONAL = ("non-emb.", "warm-up", "active", "epochs", "x twin", "off budget", "lr", "tok/param", "params", "memory")
 
 
 def row(plan: RunPlan) -> list[str]:
     return [
         plan.name,
-        f"L{plan.n_layers} d{plan.d_model}",
+        f"L{plan.n_layers} d{plan.d_model} h{plan.n_heads}",
         size_text(plan.params_total),
+        size_text(plan.params_non_embedding),
         size_text(plan.params_active),
         f"{plan.flops_per_token:.3g}",
         f"{plan.relative_flops:.2f}",
-        str(plan.batch_size),
+        str(plan.batch_size) + (f", last {plan.last_batch_size}" if plan.last_batch_size < plan.batch_size else ""),
         f"{plan.steps:,}",
         f"{plan.tokens:.3g}",
         f"{plan.tokens_per_param:.3g}",
         "-" if plan.epochs is None else f"{plan.epochs:.2g}",
         f"{plan.lr:.2e}",
+        f"{plan.warmup_steps:,}",
         f"{plan.achieved - 1:+.3%}",
     ]
 
@@ -189,9 +191,10 @@ def print_plan(
         note(
             f"{len(plan.runs)} runs, {total:.3g} FLOPs, {min(off):+.3%} to {max(off):+.3%} off budget;"
             f" counted: {first.convention}; sequences of"
-            f" {first.sequence_length} tokens; lr rule {first.lr_rule}, batch rule {first.batch_rule};"
-            " FLOPs/token forward, x twin: over the dense model of the same shape"
+            f" {first.sequence_length} tokens; FLOPs/token forward, x twin: over the dense model of the same shape"
         )
+        for sentence in rules_of(run.plan for run in plan.runs):
+            note(sentence)
     if again := recomputed(plan):
         note(f"activation checkpointing computes {again:.3g} FLOPs twice; no budget counts them")
     if saved := saving(plan.runs):
@@ -202,6 +205,18 @@ def print_plan(
     for sentence in unequal_centres(plans):
         note(f"warning: {sentence}")
     warn_of_epochs(plans)
+
+
+def rules_of(plans: Iterable[RunPlan]) -> list[str]:
+    """How each run's rate and batch follow from its own numbers: every rule in use, with its source."""
+    from modexp.plan.hyperparameters import BATCH_SOURCES, LR_SOURCES
+
+    rules = dict.fromkeys((p.lr_rule, p.batch_rule) for p in plans)
+    rates, batches = (list(dict.fromkeys(names)) for names in zip(*rules, strict=True))
+    return [
+        *(f"lr rule {name}: {LR_SOURCES[name]}" for name in rates),
+        *(f"batch rule {name}: {BATCH_SOURCES[name]}" for name in batches),
+    ]
 
 
 def recomputed(plan: StudyPlan) -> int:

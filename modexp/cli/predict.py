@@ -42,7 +42,7 @@ def flags() -> Parser:
 def main(words: list[str]) -> int:
     args = flags().parse_intermixed_args(words)
 
-    from modexp.analysis.predict import predict
+    from modexp.analysis.predict import predict, reach_words
     from modexp.wording import size_text
 
     study = study_path(args.study or one_name(args.words, "") or None, args.runs_dir)
@@ -73,6 +73,7 @@ def main(words: list[str]) -> int:
         lines.append(cells)
     print_table(columns, lines, f"best run for {args.flops:.4g} training FLOPs ({convention}), by study {study.name}")
     for f in found:
+        print(f"{f.arm}: {reach_words(f)}")
         for sentence in (*f.refusals, *f.warnings):
             note(f"{f.arm}: {sentence}")
     for arm, run in runs.items():
@@ -81,10 +82,11 @@ def main(words: list[str]) -> int:
 
 
 def runnable(study: Path, arm: str, params: float, flops: float, convention: str) -> dict[str, Any]:
-    """The rung of the ladder nearest to ``params`` as a command, with what its plan says."""
+    """The rung nearest to ``params``, of the ladder that the arm's runs stand on, as a command; and its plan."""
     from modexp.cli.compose import configuration
     from modexp.config.study import BudgetConfig
     from modexp.kinds import ledger
+    from modexp.plan.grid import grown
     from modexp.plan.ladder import ladder, with_shape
     from modexp.plan.run import plan_run
     from modexp.sweep.study import load_study
@@ -93,18 +95,18 @@ def runnable(study: Path, arm: str, params: float, flops: float, convention: str
     sweep = load_study(study).sweep
     overrides = last_of_each([*sweep.overrides, *sweep.arms[arm]])
     config = configuration(overrides)
+    planned, config = config.budget.convention, replace(config, budget=BudgetConfig(flops, convention))
     sizes: dict[Any, int] = {}
-    for shape in ladder(config.depth):
+    for shape in ladder(grown(config, sweep.grid).depth):
         try:
             sizes[shape] = ledger(with_shape(config.model, shape), config.data).params_total
         except UserError:  # a rung this model cannot take: no routed block among its layers, say
             continue
     shape = min(sizes, key=lambda s: abs(math.log(sizes[s] / params)))
-    budget = BudgetConfig(flops, convention)
-    plan = plan_run(replace(config, model=with_shape(config.model, shape), budget=budget, depth=1.0), arm)
+    plan = plan_run(replace(config, model=with_shape(config.model, shape), size="auto", depth=1.0), arm)
     shaped = [f"model.n_layers={shape[0]}", f"model.d_model={shape[1]}", f"model.n_heads={shape[2]}"]
-    counted = [] if convention == config.budget.convention else [f"budget.convention={convention}"]
-    words = [o for o in overrides if o.partition("=")[0] not in ("depth", "runs_dir")]
+    counted = [] if convention == planned else [f"budget.convention={convention}"]
+    words = [o for o in overrides if o.partition("=")[0] not in ("depth", "size", "runs_dir")]
     command = ["modexp", "train", *words, *shaped, *counted, "--budget", budget_text(flops)]
     off = plan.params_total / params - 1
     return {

@@ -44,6 +44,8 @@ def flags() -> Parser:
 def main(words: list[str]) -> int:
     args = flags().parse_intermixed_args(words)
 
+    from modexp.analysis.points import missed_plan
+
     names, _ = split_words(args.words)
     study = study_path(args.study or one_name(names, "") or None, args.runs_dir)
     rows = follow(study) if args.watch else rows_of(study)
@@ -51,7 +53,7 @@ def main(words: list[str]) -> int:
         print_json(rows)
     else:
         print_status(rows)
-    missed = [row["run"] for row in rows if row["status"] == "done" and off_plan(row)]
+    missed = [row["run"] for row in rows if row["status"] == "done" and missed_plan(row)]
     if missed:
         raise RunFailed(
             f"{len(missed)} finished runs consumed other FLOPs than planned: {', '.join(missed)}",
@@ -101,12 +103,6 @@ def follow(study: Path) -> list[dict[str, Any]]:
             return rows
         time.sleep(EVERY)
         rows = rows_of(study)
-
-
-def off_plan(row: dict[str, Any]) -> bool:
-    from modexp.analysis.points import tolerance_of
-
-    return abs(row["flops_consumed"] / row["flops_planned"] - 1) > tolerance_of(row)
 
 
 COLUMNS = ("run", "status", "steps", "FLOPs", "of plan", "loss", "top-k", "bits/byte", "note")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from modexp.analysis.points import LOOSEST
 from modexp.config.model import ModelConfig
 from modexp.config.root import Config
 from modexp.config.study import GridConfig
@@ -117,10 +118,26 @@ def plan_sizes(sizes: Mapping[str, Sequence[Config]], budget: float, seeds: Sequ
             for config in configs:
                 config = replace(config, seed=seed)
                 try:
-                    runs.append(PlannedRun(plan_run(config, arm), config))
+                    plan = plan_run(config, arm)
                 except UserError as error:
                     dropped.append(Dropped(arm, budget, seed, error.sentence))
+                    continue
+                if reason := too_few_sequences(plan):
+                    dropped.append(Dropped(arm, budget, seed, reason))
+                else:
+                    runs.append(PlannedRun(plan, config))
     return StudyPlan(tuple(runs), tuple(dropped))
+
+
+def too_few_sequences(plan: RunPlan) -> str:
+    """Why whole sequences come no nearer to the budget than a fit accepts; empty where they do."""
+    if abs(plan.achieved - 1) <= LOOSEST:
+        return ""
+    return (
+        f"{plan.size}: {plan.sequences} whole sequences miss {budget_text(plan.budget)} FLOPs by"
+        f" {plan.achieved - 1:+.1%}, more than the {LOOSEST:.0%} that a fit accepts; raise the budget or shorten the"
+        " sequences"
+    )
 
 
 def joined(plans: Sequence[StudyPlan]) -> StudyPlan:

@@ -18,6 +18,19 @@ STEP_LAW_BATCH = (0.58, 0.571)
 # batches, fitted from 2^15 tokens up, leave too few steps: see docs/tuning.md.
 SQRT_BATCH = 0.25
 
+# what a plan and a methods sheet say of a rule
+LR_SOURCES = {
+    "width": "3e-3 sqrt(128 / d); the power from Vaswani et al. 2017, eq. 3, the constant measured: docs/tuning.md",
+    "step-law": "1.79 N^-0.713 D^0.307; Li et al. 2025, eq. 1",
+    "constant": "as given",
+}
+BATCH_SOURCES = {
+    "sqrt": "sqrt(D) / 4 tokens; the power near Zhang et al. 2024 and Li et al. 2025, the constant measured:"
+    " docs/tuning.md",
+    "step-law": "0.58 D^0.571 tokens; Li et al. 2025, eq. 1",
+    "constant": "as given",
+}
+
 
 def lr_peak(optim: OptimConfig, width: int, params_non_embedding: int, tokens: float) -> float:
     """Highest learning rate of the schedule: the rule's, times ``optim.lr_scale``."""

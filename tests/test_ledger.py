@@ -100,8 +100,7 @@ def test_ledger_on_cpu_with_the_math_attention() -> None:
         torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
         FlopCounterMode(display=False) as counter,
     ):
-        output = network(tokens)
-        training_loss(output, tokens)[0].backward()
+        training_loss(network(tokens, tokens))[0].backward()
     assert counter.get_total_flops() == 2 * ledger(model, data).training()
 
 

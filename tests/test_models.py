@@ -17,7 +17,7 @@ from modexp.config.routing import MoDConfig
 from modexp.kinds import KINDS
 from modexp.models.build import assemble, build
 from modexp.models.fused import RMSNorm, rotate
-from modexp.models.loss import language_loss, training_loss
+from modexp.models.loss import training_loss
 from modexp.models.mod import MoDBlock
 from modexp.models.routed import pack, top_k
 from modexp.models.transformer import Rope, Transformer, rope_table
@@ -90,10 +90,9 @@ def test_full_capacity_without_gate_is_the_baseline() -> None:
     baseline = build(BaselineConfig(**SHAPE), DATA, seed=3)
     mod = build(MoDConfig(**SHAPE, capacity=1.0, gate="none"), DATA, seed=3)
     ids = tokens()
-    one, other = baseline(ids), mod(ids)
-    assert (one.logits - other.logits).abs().max() <= 1e-6
-    language_loss(one, ids).backward()
-    language_loss(other, ids).backward()
+    assert (baseline(ids).logits - mod(ids).logits).abs().max() <= 1e-6
+    baseline(ids, ids).loss.backward()
+    mod(ids, ids).loss.backward()
     theirs = dict(mod.named_parameters())
     for name, parameter in baseline.named_parameters():
         assert (parameter.grad - theirs[name].grad).abs().max() <= 1e-6, name
@@ -159,8 +158,8 @@ def test_causal_decisions_make_the_whole_model_causal(config: ModelConfig) -> No
     for position in (1, 20, 47):
         changed = ids.clone()
         changed[:, position] = (changed[:, position] + 1) % 256
-        after = model(changed, causal=True).logits
-        torch.testing.assert_close(after[:, :position], before[:, :position], rtol=0, atol=1e-6)
+        after = model(changed, causal=True).logits  # rounded otherwise where the fullest row needs other slots
+        torch.testing.assert_close(after[:, :position], before[:, :position], rtol=0, atol=1e-5)
 
 
 def test_top_k_does_see_the_future() -> None:
@@ -286,7 +285,7 @@ def test_tied_head_shares_its_matrix() -> None:
 @pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
 def test_loss_starts_near_that_of_a_uniform_guess(mlp: str) -> None:
     model, ids = build(MoDConfig(**SHAPE, mlp=mlp), DATA, 0), tokens(8)
-    assert language_loss(model(ids), tokens(8, seed=1)).item() == pytest.approx(math.log(256), abs=0.1)
+    assert model(ids, tokens(8, seed=1)).loss.item() == pytest.approx(math.log(256), abs=0.1)
 
 
 class CountOps(TorchDispatchMode):
@@ -309,7 +308,7 @@ def test_no_loop_over_the_batch(kind: str) -> None:
         model.zero_grad(set_to_none=True)  # adding to a gradient takes other operators than making one
         ids = tokens(batch)
         with CountOps() as counter:
-            training_loss(model(ids), ids)[0].backward()
+            training_loss(model(ids, ids))[0].backward()
         counts.append(counter.ops)
     assert counts[0] == counts[1]
 
@@ -320,7 +319,7 @@ def test_no_host_synchronisation_in_a_training_step(kind: str) -> None:
     with torch.device("meta"):
         model = assemble(KINDS[kind].config(**SHAPE), DATA)
         ids = torch.zeros(2, 48, dtype=torch.long)
-        training_loss(model(ids), ids)[0].backward()
+        training_loss(model(ids, ids))[0].backward()
     assert model.embedding.weight.grad is not None
 
 

@@ -50,7 +50,7 @@ def test_its_ledger_is_exact() -> None:
         model = assemble(config, data)
         tokens = torch.zeros(2, 64, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
-        training_loss(model(tokens), tokens)[0].backward()
+        training_loss(model(tokens, tokens))[0].backward()
     books = kinds.ledger(config, data)
     assert counter.get_total_flops() == 2 * books.training()
     assert books.params_total == sum(p.numel() for p in model.parameters())

@@ -26,8 +26,9 @@ def counted(model: ModelConfig, data: DataConfig, batch: int = 1) -> Counted:
         network = assemble(model, data)
         tokens = torch.zeros(batch, data.sequence_length, dtype=torch.long)
     with FlopCounterMode(display=False) as forward:
-        output = network(tokens)
-    with FlopCounterMode(display=False) as backward:
-        training_loss(output, tokens)[0].backward()
+        network(tokens)
+    with FlopCounterMode(display=False) as training:
+        training_loss(network(tokens, tokens))[0].backward()
     parameters = sum(p.numel() for p in network.parameters())
-    return Counted(forward.get_total_flops(), backward.get_total_flops(), parameters)
+    whole = forward.get_total_flops()
+    return Counted(whole, training.get_total_flops() - whole, parameters)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from modexp.config.model import ModelConfig
 from modexp.models.cache import KVCache, Packed, State
 from modexp.models.fused import RMSNorm, rotate
+from modexp.models.head import head_loss
 
 
 class Routing(NamedTuple):
@@ -30,8 +31,9 @@ class Routing(NamedTuple):
 
 
 class Output(NamedTuple):
-    logits: Tensor  # (B, T, V)
     routings: tuple[Routing, ...]  # of the routed blocks, in order of depth
+    logits: Tensor  # (B, T, V); empty where a loss was asked for
+    loss: Tensor  # nats a token, of the targets that were given; else empty
 
 
 class Rope(NamedTuple):
@@ -169,8 +171,8 @@ class Transformer(nn.Module):
         self.rope: Tensor
         self.register_buffer("rope", rope_table(sequence_length, width // heads, config.rope_theta), persistent=False)
 
-    def forward(self, tokens: Tensor, causal: bool = False) -> Output:
-        """Logits for ``tokens`` (B, T).
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, causal: bool = False) -> Output:
+        """Logits for ``tokens`` (B, T), or the mean loss of ``targets`` (B, T), whose logits are never there at once.
 
         ``causal`` replaces the top-k, which sees the future, by decisions that depend on the past alone;
         a model without routing is causal either way.
@@ -181,4 +183,7 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x, decisions = block(x, rope, causal)
             routings += decisions
-        return Output(self.head(self.norm(x)), tuple(routings))
+        x, nothing = self.norm(x), x.new_empty(0)
+        if targets is None:
+            return Output(tuple(routings), self.head(x), nothing)
+        return Output(tuple(routings), nothing, head_loss(x, self.head.weight, targets))

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from modexp.config.model import ModelConfig
 from modexp.config.routing import LayersConfig
-from modexp.models.loss import language_loss
 from modexp.models.stochastic import part_of
 from modexp.models.transformer import Output, Transformer
 from modexp.plan.memory import EVAL_TOKENS
@@ -58,8 +57,8 @@ def run_pass(
         mine = world.share(len(batch))
         chunk = (batch[mine.start : mine.stop] if mine else batch[:1]).to(device)
         with autocast(device, precision), part_of(len(batch), mine.start if mine else 0):
-            output = model(chunk[:, :-1], causal=causal)
-        total += language_loss(output, chunk[:, 1:]).item() * len(mine)
+            output = model(chunk[:, :-1], chunk[:, 1:], causal)
+        total += output.loss.item() * len(mine)
         sequences += len(batch)
         if output.routings:
             found = RoutingCounts(*(part * bool(mine) for part in count(output)))

@@ -30,8 +30,7 @@ class Objective(nn.Module):
     def forward(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """What is minimised, and the language model's loss in nats a token; both of (B, T) tokens."""
         with autocast(self.device, self.precision):
-            output = self.model(tokens)
-        return training_loss(output, targets)
+            return training_loss(self.model(tokens, targets))
 
 
 def spread(model: Transformer, config: Config, device: torch.device, precision: str, world: World) -> Any:

@@ -89,7 +89,7 @@ def digest(run: RunDir) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="finds processes under /proc")
 def test_fifty_kills(tmp_path: Path, tiny: list[str]) -> None:
     quiet, chaos = tmp_path / "quiet", tmp_path / "chaos"

@@ -11,7 +11,7 @@ class ModexpError(Exception):
     exit_code = 1
 
     def __init__(self, sentence: str, next_step: str = "") -> None:
-        super().__init__(sentence)
+        super().__init__(sentence, next_step)  # both, or it could not be sent from process to process
         self.sentence = sentence
         self.next_step = next_step
 
@@ -20,9 +20,14 @@ class ModexpError(Exception):
 
 
 class UserError(ModexpError):
-    """The request cannot be carried out as written: the user can change it (exit code 2)."""
+    """The request cannot be carried out as written: the user can change it (exit code 2).
+
+    Where the value of a setting is not one of few, ``key`` and ``choices`` name them: completion asks for these.
+    """
 
     exit_code = 2
+    key: str = ""
+    choices: tuple[str, ...] = ()
 
 
 class RunFailed(ModexpError):

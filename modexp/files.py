@@ -12,7 +12,7 @@ from typing import Any
 from modexp.errors import UserError
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write beside ``path``, flush to disk, rename into place."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from modexp.runs import RunDir
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from modexp.data.tokenizers import Tokenizer
     from modexp.models.transformer import Transformer
 
 
@@ -42,6 +43,21 @@ class LoadedRun:
             checkpoint.load_weights(model, weights, folder)
             return model.eval()
         raise UserError(f"{self.path} holds no readable checkpoint", f"modexp train --run {self.path} makes one")
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """What made tokens of the run's text. UserError where it was trained on that text, and both are lost."""
+        from modexp.data.tokenizers import FILE, HFTokenizer, make_tokenizer
+
+        data = self.config.data
+        if data.tokenizer != "bpe":
+            return make_tokenizer(data)
+        if not (self.path / FILE).exists():
+            from modexp.data.corpus import open_corpus
+
+            content_hash = RunDir(self.path).plan()["data"]["content_hash"]
+            open_corpus(data, content_hash, 1, 1).keep_tokenizer(self.path)
+        return HFTokenizer(str(self.path / FILE))
 
 
 def load(run: str | Path) -> LoadedRun:

@@ -4,6 +4,7 @@ runs/<study>/<run>/config.yaml     resolved, complete, loadable
                    plan.json       what was promised: plan, ledger, precision, data, identity
                    metrics.jsonl   one line a log step
                    checkpoints/    weights, optimizer, state
+                   tokenizer.json  of data.tokenizer=bpe
                    branches/       checkpoints at which other runs leave this one, while they need them
                    result.json     what was consumed and reached; its presence means done
                    error.txt       why it failed, if it did

@@ -28,6 +28,20 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token cache of the test alone."""
+    monkeypatch.setenv("MODEXP_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 32 sequences of 16 tokens and shards of 1,000, so that small texts span many of both."""
+    monkeypatch.setattr("modexp.data.order.BLOCK_TOKENS", 32 * 16)
+    monkeypatch.setattr("modexp.data.shards.SHARD_TOKENS", 1000)
+    monkeypatch.setattr("modexp.data.tokenise.BATCH_BYTES", 300)
+
+
 @pytest.fixture(scope="session")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Some hundred small documents of real text: modules of the standard library."""

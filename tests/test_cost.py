@@ -22,9 +22,10 @@ from modexp.config.study import BudgetConfig
 from modexp.config.train import OptimConfig, TrainerConfig
 from modexp.errors import UserError
 from modexp.kinds import ledger
+from modexp.plan import memory
 from modexp.plan.cost import GPUS, Point, Speed, assumed, factor_for, from_measurement, measured, predict
 from modexp.plan.grid import PlannedRun, plan_budget
-from modexp.plan.memory import micro_batch, peak_bytes, training_bytes_per_token
+from modexp.plan.memory import KEPT, micro_batch, peak_bytes, training_bytes_per_token
 from modexp.plan.run import plan_run
 
 Cli = Callable[..., int]
@@ -87,7 +88,7 @@ def test_the_nearest_kind_is_taken() -> None:
 def test_memory_holds_the_state_and_grows_by_what_a_token_keeps(model: ModelConfig, precision: str) -> None:
     data = PythonData(sequence_length=2048)
     params = ledger(model, data).params_total
-    per_token = training_bytes_per_token(model, data, precision)
+    per_token = training_bytes_per_token(model, data, precision) + 256 * KEPT[precision][-1]
     one, nine = (peak_bytes(model, data, micro, precision) for micro in (8, 16))
     assert nine - one == pytest.approx(8 * 2048 * per_token)
     assert one > 16 * params
@@ -101,10 +102,17 @@ def test_fewer_tokens_in_a_block_keep_fewer_bytes() -> None:
     assert training_bytes_per_token(BaselineConfig(**SHAPE), data, "bf16") < dense
 
 
-def test_an_evaluation_with_a_large_vocabulary_may_need_more_than_a_step() -> None:
+def test_logits_are_counted_up_to_a_chunk_in_a_step_and_in_an_evaluation() -> None:
     data = replace(PythonData(sequence_length=64), vocab_size=100_000)
     model = BaselineConfig(n_layers=2, d_model=8, n_heads=1)
-    assert peak_bytes(model, data, 1, "fp32") > 8192 * 100_000 * 4
+    chunk = memory.CHUNK_LOGITS * memory.LOGIT["fp32"]
+    assert 64 * 100_000 < memory.CHUNK_LOGITS < 8192 * 100_000
+    assert chunk < peak_bytes(model, data, 1, "fp32") < 1.05 * chunk, "an evaluation needs more than a short step"
+    one, nine = (memory.step_bytes(model, data, micro, "fp32") for micro in (100, 900))
+    assert nine - one == pytest.approx(800 * 64 * training_bytes_per_token(model, data)), "no more logits"
+    for free in (2e9, 2e10, 2e11):
+        micro = micro_batch(model, data, 10_000, 0, free)
+        assert memory.step_bytes(model, data, micro, "fp32") - 16 * ledger(model, data).params_total <= free / 2
 
 
 def test_a_micro_batch_fits_into_what_is_free() -> None:
@@ -113,7 +121,7 @@ def test_a_micro_batch_fits_into_what_is_free() -> None:
     previous = 0
     for free in (1e7, 1e8, 1e9):
         micro = micro_batch(model, data, 10_000, params, free)
-        assert micro == 1 or 16 * params + micro * 64 * training_bytes_per_token(model, data) <= free / 2
+        assert micro == 1 or memory.step_bytes(model, data, micro, "fp32") <= free / 2
         assert micro >= previous
         previous = micro
     assert micro_batch(model, data, 7, params, 1e12) == 7

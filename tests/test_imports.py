@@ -98,3 +98,9 @@ def test_a_fit_that_succeeds_loads_nothing_heavy(command: str, tmp_path: Path) -
 
 def test_importing_modexp_loads_nothing_heavy(tmp_path: Path) -> None:
     assert loaded_by("import modexp", tmp_path) == set()
+
+
+def test_a_run_loads_no_tracker_and_no_hub(tmp_path: Path, tiny: list[str]) -> None:
+    shape = ["model.n_layers=2", "model.d_model=16", "model.n_heads=2", "optim.batch_size=2", "budget=1e8"]
+    code = f"from modexp.cli import run\nassert run({['train', *tiny, *shape]!r}) == 0\nprint()"
+    assert loaded_by(code, tmp_path) == {"torch", "hydra"}

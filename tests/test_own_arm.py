@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modexp import kinds
 from modexp.analysis.records import records
+from modexp.cli.offers import Asked, group_files, settings
 from modexp.config.data import DataConfig
 from modexp.models.build import assemble, build
 from modexp.models.loss import training_loss
@@ -54,6 +56,13 @@ def test_its_ledger_is_exact() -> None:
     books = kinds.ledger(config, data)
     assert counter.get_total_flops() == 2 * books.training()
     assert books.params_total == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.usefixtures("installed")
+def test_completion_offers_it() -> None:
+    assert "attention_routing" in group_files("model")
+    asked = Asked("model.cap", ["train", "model=attention_routing"], Namespace(), "modexp train", "")
+    assert settings(asked)["model.capacity="] == "default 0.125"
 
 
 @pytest.mark.usefixtures("installed")

@@ -172,12 +172,3 @@ def test_compiled_training_is_eager_training(kind: str, tmp_path: Path, tiny: li
         words = [f"model={kind}", *MOD[1:], "budget=3e9", f"trainer.compile={compiled}"]
         losses.append(train(planned(tmp_path / str(compiled), [*tiny, *words]).path)["loss"])
     assert losses[0] == pytest.approx(losses[1], abs=1e-3)
-
-
-@pytest.mark.gpu
-def test_trains_on_a_gpu(tmp_path: Path, tiny: list[str]) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    overrides = [o for o in tiny if "threads" not in o]
-    run = planned(tmp_path / "r", [*overrides, *MOD, "budget=2e10", "trainer.device=cuda"])
-    assert train(run.path)["loss"] < 5.0

@@ -21,6 +21,7 @@ COMMANDS = {
     "eval": "held-out loss of a run, causal and top-k, layer by layer: modexp eval runs/STUDY/RUN",
     "generate": "text from a run: modexp generate runs/STUDY/RUN --prompt 'def '",
     "bench": "speeds on this machine: modexp bench step, modexp bench decode",
+    "completion": 'what makes TAB work in a shell: eval "$(modexp completion bash)"',
 }
 
 HELP = """usage: modexp COMMAND [flags] [key=value ...]
@@ -42,6 +43,10 @@ def usage() -> str:
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 failed, 2 the request cannot be carried out, 130 interrupted."""
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may stand at TAB
+        from modexp.cli.completion import answer
+
+        return answer()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -5,26 +5,35 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from modexp.cli.common import add_json, note, parser, print_json, print_table, split_words
+from modexp.cli.common import Parser, add_json, note, parser, print_json, print_table, split_words
 from modexp.errors import UserError
 
-USAGE = """usage: modexp bench step|decode [flags] [key=value ...]
+BENCHMARKS = {
+    "step": "a training step: milliseconds, FLOP/s, memory, and how much of the saved FLOPs is saved time",
+    "decode": "tokens a second, time to the first token and cache of a routed model beside its dense twin",
+}
 
-  step    a training step: milliseconds, FLOP/s, memory, and how much of the saved FLOPs is saved time
-  decode  tokens a second, time to the first token and cache of a routed model beside its dense twin
-"""
+
+def flags(name: str) -> Parser:
+    """Of one benchmark."""
+    if name == "step":
+        from modexp.cli import bench_step
+
+        return bench_step.flags()
+    return decode_flags()
 
 
 def main(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
-        print(USAGE, end="")
+        listed = "\n".join(f"  {name:<6}  {text}" for name, text in BENCHMARKS.items())
+        print(f"usage: modexp bench {'|'.join(BENCHMARKS)} [flags] [key=value ...]\n\n{listed}")
         return 0 if words else 2
     if words[0] == "step":
         from modexp.cli.bench_step import main as step
 
         return step(words[1:])
     if words[0] != "decode":
-        raise UserError(f"modexp bench {words[0]} is not a benchmark", "choose one of: step, decode")
+        raise UserError(f"modexp bench {words[0]} is not a benchmark", f"choose one of: {', '.join(BENCHMARKS)}")
     return decode(words[1:])
 
 
@@ -38,7 +47,7 @@ def whole_numbers(flag: str, text: str) -> list[int]:
     return values
 
 
-def decode(words: list[str]) -> int:
+def decode_flags() -> Parser:
     p = parser("bench decode", "Decode with a routed model (default: model=mod) and with the dense model of its shape.")
     p.add_argument("--batch", default="1,16", metavar="N,...", help="sequences decoded together (default: 1,16)")
     p.add_argument("--prompt-length", type=int, default=256, metavar="N", help="tokens (default: 256)")
@@ -46,7 +55,11 @@ def decode(words: list[str]) -> int:
     p.add_argument("--repeats", type=int, default=3, metavar="N", help="turns of each model (default: 3)")
     add_json(p)
     p.add_argument("words", nargs="*", metavar="key=value", help="the model: model.n_layers=6 model.d_model=256 ...")
-    args = p.parse_intermixed_args(words)
+    return p
+
+
+def decode(words: list[str]) -> int:
+    args = decode_flags().parse_intermixed_args(words)
     names, overrides = split_words(args.words)
     if names:
         raise UserError(f"{names[0]} is not a setting", "settings are written key=value")
@@ -73,8 +86,10 @@ def decode(words: list[str]) -> int:
 
     from modexp.sampling.bench import compare
     from modexp.train.hardware import choose_device, describe
+    from modexp.train.load import load
 
     device = choose_device(config.trainer.device)
+    busy = load().sentence
     torch.set_num_threads(1)  # a second one collapses where anything else runs
     found: dict[str, Any] = {
         "model": config.model.kind,
@@ -85,6 +100,7 @@ def decode(words: list[str]) -> int:
         "decisions": "forced: a token goes through a routed block with probability C/T, by a seeded draw",
         "precision": "fp32",
         "device": describe(device),
+        "busy": busy,
         "batches": compare(
             config.model, data, batches, args.prompt_length, args.new_tokens, args.repeats, config.seed, device
         ),
@@ -97,7 +113,18 @@ def decode(words: list[str]) -> int:
 
 
 def print_decode(found: dict[str, Any]) -> None:
-    columns = ("batch", "model", "tokens/s", "first token", "cache held", "allocated", "speed", "FLOPs")
+    columns = (
+        "batch",
+        "model",
+        "tokens/s",
+        "first token",
+        "cache held",
+        "allocated",
+        "speed",
+        "roofline",
+        "of it",
+        "FLOPs",
+    )
     rows = []
     for row in found["batches"]:
         for key, name in (("dense", "dense twin"), ("model", found["model"])):
@@ -111,6 +138,8 @@ def print_decode(found: dict[str, Any]) -> None:
                     f"{timing['cache_bytes_held'] / 2**20:.2f} MiB",
                     f"{timing['cache_bytes_allocated'] / 2**20:.2f} MiB",
                     "1" if is_twin else f"{row['speedup']:.2f}",
+                    "1" if is_twin else f"{row['roofline_speedup']:.2f}",
+                    "-" if is_twin else f"{row['of_roofline']:.2f}",
                     "1" if is_twin else f"{row['flops_ratio']:.2f}",
                 ]
             )
@@ -118,5 +147,10 @@ def print_decode(found: dict[str, Any]) -> None:
     print_table(columns, rows, f"decoding, L{layers} d{width}, {found['prompt_length']} + {found['new_tokens']} tokens")
     note(
         f"{found['device']}, {found['precision']}; medians of {found['repeats']} turns; decisions {found['decisions']};"
-        " FLOPs: forward, causal, over the dense twin's at this context"
+        " roofline: speed if each matmul took the larger of its FLOPs over"
+        f" {found['batches'][0]['flops_per_second']:.3g}/s and its bytes over"
+        f" {found['batches'][0]['bytes_per_second']:.3g}/s, both measured here; FLOPs: forward, causal, over the dense"
+        " twin's at this context"
     )
+    if found["busy"]:
+        note(f"warning: {found['busy']}")

@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modexp.cli.common import add_json, note, one_name, parser, print_json, print_table, split_words
+from modexp.cli.common import Parser, add_json, note, one_name, parser, print_json, print_table, split_words
 from modexp.errors import UserError
 from modexp.wording import size_text
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 DEFAULT_ARMS = "mod"
 
 
-def main(words: list[str]) -> int:
+def flags() -> Parser:
     p = parser(
         "bench step",
         "Time training steps, each arm beside its dense twin: the step, the forward pass alone, peak memory, MFU and"
@@ -36,7 +36,11 @@ def main(words: list[str]) -> int:
     p.add_argument("--profile", metavar="FILE", help="write a trace of a few steps of each, for ui.perfetto.dev")
     add_json(p)
     p.add_argument("words", nargs="*", metavar="SWEEP | key=value", help="a sweep file's arms; model=mod size=1m ...")
-    args = p.parse_intermixed_args(words)
+    return p
+
+
+def main(words: list[str]) -> int:
+    args = flags().parse_intermixed_args(words)
     if args.repeats < 1:
         raise UserError(f"--repeats {args.repeats} is below 1")
     subjects = subjects_of(args.words, args.arms, args.sizes)

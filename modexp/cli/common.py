@@ -24,8 +24,8 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message, f"{self.prog} --help shows what there is")
 
 
-def parser(command: str, description: str) -> Parser:
-    return Parser(prog=f"modexp {command}", description=description, allow_abbrev=False)
+def parser(command: str, description: str, add_help: bool = True) -> Parser:
+    return Parser(prog=f"modexp {command}", description=description, allow_abbrev=False, add_help=add_help)
 
 
 def add_budget(p: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def add_json(p: argparse.ArgumentParser) -> None:
 
 
 def add_study(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--study", metavar="NAME", help="a name under the runs directory, or a path; default: the latest")
+    p.add_argument("--study", metavar="STUDY", help="a name under the runs directory, or a path; default: the latest")
     p.add_argument("--runs-dir", default="runs", metavar="DIR", help="where studies lie (default: runs)")
 
 
@@ -45,7 +45,7 @@ def add_convention(p: argparse.ArgumentParser, also: str = "") -> None:
     p.add_argument("--level", type=float, default=0.90, help="of all intervals (default: 0.90)")
     p.add_argument(
         "--convention",
-        metavar="NAME",
+        metavar="CONVENTION",
         help=f"count FLOPs as matmul | causal | chinchilla | palm | kaplan | 6n{also} (default: as planned)",
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from modexp.cli.common import (
+    Parser,
     add_convention,
     add_json,
     add_study,
@@ -19,7 +20,7 @@ from modexp.cli.common import (
 from modexp.errors import UserError
 
 
-def main(words: list[str]) -> int:
+def flags() -> Parser:
     p = parser(
         "compare",
         "Compare every arm with the baseline at every budget, runs paired by seed and FLOPs per token: difference of"
@@ -32,7 +33,11 @@ def main(words: list[str]) -> int:
         "--baseline", metavar="ARM", help="compare with this arm (default: baseline, or the first dense one)"
     )
     p.add_argument("words", nargs="*", metavar="STUDY")
-    args = p.parse_intermixed_args(words)
+    return p
+
+
+def main(words: list[str]) -> int:
+    args = flags().parse_intermixed_args(words)
 
     from modexp.analysis.equal_loss import compare_arms
     from modexp.analysis.isoflop import fit_study

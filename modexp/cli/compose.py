@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 import modexp
-from modexp.config.root import GROUPS, SCALARS, Config, did_you_mean, from_tree, typed
+from modexp.config.root import GROUPS, SCALARS, Config, did_you_mean, from_tree, schema_of, typed
 from modexp.config.study import AdaptConfig, BudgetConfig, GridConfig, SweepConfig
 from modexp.errors import UserError
 
+# parts of Hydra's own configuration that only a job under Hydra needs: a quarter of the time of composing
+WITHOUT = [f"~hydra/{group}" for group in ("env", "help", "hydra_help", "launcher", "output", "sweeper")]
 SWEEP_KEYS = ("budgets", "seeds", "grid", "adapt", "guard", "share_trunk")
 
 
@@ -39,18 +39,30 @@ def plain_budget(override: str) -> str:
     return f"budget.flops={value}" if key == "budget" and number(value) is not None else override
 
 
-def searchpath() -> list[str]:
+def installed_conf() -> list[Path]:
     """The folder of YAML files, ``<module>_conf`` or ``conf`` beside the module, of every installed kind of model."""
     from importlib.metadata import entry_points
     from importlib.util import find_spec
 
-    folders = []
+    folders: list[Path] = []
     for point in entry_points(group="modexp.kinds"):
         spec = find_spec(point.module.partition(".")[0])
         if spec and spec.origin:
             beside = Path(spec.origin).parent
-            folders += [str(f) for f in (beside / f"{spec.name}_conf", beside / "conf") if f.is_dir()][:1]
+            folders += [f for f in (beside / f"{spec.name}_conf", beside / "conf") if f.is_dir()][:1]
+    return folders
+
+
+def searchpath() -> list[str]:
+    """That, as Hydra's override."""
+    folders = installed_conf()
     return [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"] if folders else []
+
+
+def is_shipped(override: str) -> bool:
+    """False for the choice of a file that is none of ours, and so an installed kind's: these take time to find."""
+    group, _, name = override.partition("=")
+    return group not in GROUPS or (shipped("conf") / group / f"{name}.yaml").exists()
 
 
 def compose(overrides: list[str], config_dir: Path | None = None) -> Any:
@@ -60,7 +72,8 @@ def compose(overrides: list[str], config_dir: Path | None = None) -> Any:
 
     try:
         with initialize_config_dir(str(config_dir or shipped("conf")), version_base="1.3"):
-            return hydra_compose("config", overrides=[*searchpath(), *map(plain_budget, overrides)])
+            search = [] if all(map(is_shipped, overrides)) else searchpath()
+            return hydra_compose("config", overrides=[*WITHOUT, *search, *map(plain_budget, overrides)])
     except Exception as error:
         raise explained(error) from None
 
@@ -68,6 +81,7 @@ def compose(overrides: list[str], config_dir: Path | None = None) -> Any:
 def explained(error: Exception) -> Exception:
     """Hydra's and OmegaConf's errors as one sentence with a next step; anything else as it is."""
     from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
     text = str(error)
     if found := re.search(r"Could not override '([^']+)'", text):
@@ -81,6 +95,9 @@ def explained(error: Exception) -> Exception:
             return UserError(f"{key} is not a setting of this {group}", f"it belongs to {group}={' or '.join(homes)}")
         return UserError(f"{key} is not a setting", did_you_mean(key, all_keys()))
     if found := re.search(r"Could not (?:find|load) '([^']+)'", text):
+        if plugin := re.fullmatch(r"hydra/(launcher|sweeper)/(([a-z]+)\w*)", found[1]):
+            group, name, package = plugin.groups()
+            return UserError(f"hydra/{group}={name} is not installed", f"pip install hydra-{package}-{group}")
         options = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
         return UserError(f"{found[1]} is not in conf/", f"choose one of: {', '.join(options)}" if options else "")
     if "override must be a string or a list" in text:
@@ -95,11 +112,22 @@ def explained(error: Exception) -> Exception:
 
 
 def all_keys() -> list[str]:
-    keys = [*GROUPS, *SCALARS]
-    for group, kinds in GROUPS.items():
-        for schema in kinds.values() if isinstance(kinds, dict) else [kinds]:
-            keys += [f"{group}.{name}" for name in schema.__dataclass_fields__ if name != "has_routing"]
+    keys = [*GROUPS, *SCALARS, *(f"{group}.{name}" for group in GROUPS for name in fields_of(group))]
     return list(dict.fromkeys(keys))
+
+
+def fields_of(group: str, choice: str = "") -> dict[str, list[tuple[type, Field[Any]]]]:
+    """The settings of a group and where they are declared: in the kind ``choice``, or in any where that is none."""
+    kinds = GROUPS[group]
+    schemas = list(kinds.values()) if isinstance(kinds, dict) else [kinds]
+    if choice:
+        with suppress(UserError):  # a file of another name than its kind
+            schemas = [schema_of(group, {"kind": choice})]
+    found: dict[str, list[tuple[type, Field[Any]]]] = {}
+    for schema in schemas:
+        for field in fields(schema):
+            found.setdefault(field.name, []).append((schema, field))
+    return found
 
 
 def configuration(overrides: list[str]) -> Config:
@@ -121,12 +149,19 @@ def find_sweep(name: str) -> Path:
     for place in places:
         if place.suffix in (".yaml", ".yml") and place.is_file():
             return place
-    known = sorted(p.stem for p in {*shipped("sweeps").glob("*.yaml"), *Path("sweeps").glob("*.yaml")})
-    raise UserError(f"there is no sweep file {name}", f"known: {', '.join(known)}")
+    raise UserError(f"there is no sweep file {name}", f"known: {', '.join(known_sweeps())}")
+
+
+def known_sweeps() -> dict[str, Path]:
+    """Sweep files by name: those in ./sweeps, and the shipped ones."""
+    files = [*shipped("sweeps").glob("*.yaml"), *Path("sweeps").glob("*.yaml")]
+    return {path.stem: path for path in sorted(files, key=lambda path: path.stem)}
 
 
 def load_sweep(name: str, budgets: list[float], overrides: list[str]) -> tuple[str, SweepConfig]:
     """A study's name and its sweep, with the command line's budgets, ``seeds=``, ``grid.*=`` and other overrides."""
+    from omegaconf import OmegaConf
+
     path = find_sweep(name)
     overrides = [o.removeprefix("sweep.") for o in overrides]  # sweep.share_trunk=true says share_trunk=true
     own = [o for o in overrides if o.partition("=")[0].split(".")[0] in SWEEP_KEYS]

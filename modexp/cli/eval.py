@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from modexp.cli.common import add_json, note, parser, print_json, print_table
+from modexp.cli.common import Parser, add_json, note, parser, print_json, print_table
 from modexp.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,13 +21,17 @@ if TYPE_CHECKING:
 PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
 
 
-def main(words: list[str]) -> int:
+def flags() -> Parser:
     p = parser("eval", "Held-out loss of a run: causal routing and top-k, one teacher-forced pass each.")
     p.add_argument("run", metavar="RUN", help="a run directory: runs/STUDY/RUN")
     p.add_argument("--tokens", type=float, metavar="N", help="how many, about (default: what the run was validated on)")
     p.add_argument("--split", default="validation", choices=("validation", "train"))
     add_json(p)
-    args = p.parse_args(words)
+    return p
+
+
+def main(words: list[str]) -> int:
+    args = flags().parse_args(words)
     if args.tokens is not None and not 1 <= args.tokens < float("inf"):
         raise UserError(f"--tokens {args.tokens:g} is not a number of tokens", "write it as --tokens 1e6")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modexp.cli.common import (
+    Parser,
     add_convention,
     add_exclusions,
     add_json,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from modexp.config.root import Config
 
 
-def main(words: list[str]) -> int:
+def flags() -> Parser:
     p = parser(
         "fit",
         "Fit a study, or a CSV of runs: a parabola for every isoFLOP curve, a loss surface for every arm by two"
@@ -38,7 +39,10 @@ def main(words: list[str]) -> int:
     add_convention(p, " | all")
     add_json(p)
     p.add_argument(
-        "--axis", default="params", help="params | non_embedding | active | flops_per_token | tokens | seconds"
+        "--axis",
+        default="params",
+        metavar="AXIS",
+        help="params | non_embedding | active | flops_per_token | tokens | seconds",
     )
     p.add_argument(
         "--columns", metavar="NAME=COLUMN,...", help="of a CSV: flops=C,params=N,loss=val_loss,arm=model ..."
@@ -50,7 +54,11 @@ def main(words: list[str]) -> int:
     add_exclusions(p)
     p.add_argument("--out", metavar="DIR", help="where fit.json and methods.md go (default: the study)")
     p.add_argument("words", nargs="*", metavar="STUDY | FILE.csv")
-    args = p.parse_intermixed_args(words)
+    return p
+
+
+def main(words: list[str]) -> int:
+    args = flags().parse_intermixed_args(words)
     names, overrides = split_words(args.words)
     if overrides:
         raise UserError(f"{overrides[0]} is a setting, and a fit has none", "choose the axis with --axis NAME")

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from modexp.cli.common import add_json, note, one_name, parser, print_json, print_table, split_words
+from modexp.cli.common import Parser, add_json, note, one_name, parser, print_json, print_table, split_words
 from modexp.config.data import DataConfig
 from modexp.config.model import ModelConfig
 from modexp.errors import RunFailed, UserError
@@ -16,14 +16,20 @@ from modexp.flops.transformer import dense_twin
 from modexp.kinds import ledger
 
 
-def main(words: list[str]) -> int:
+def flags() -> Parser:
     p = parser("flops", "Print a model's ledger of FLOPs beside its dense twin's. Trains nothing.")
-    p.add_argument("--convention", metavar="NAME", help="a way to count, or all of them (default: budget.convention)")
+    p.add_argument(
+        "--convention", metavar="CONVENTION", help="a way to count, or all of them (default: budget.convention)"
+    )
     p.add_argument("--budget", metavar="FLOPS", help="to which size=auto fits the model, as in modexp train")
     p.add_argument("--verify", action="store_true", help="compare with PyTorch's FlopCounterMode; exit code 1 if apart")
     add_json(p)
     p.add_argument("words", nargs="*", metavar="RUN | key=value", help="a run directory, or settings as of train")
-    args = p.parse_intermixed_args(words)
+    return p
+
+
+def main(words: list[str]) -> int:
+    args = flags().parse_intermixed_args(words)
     if args.convention not in (None, "all", *CONVENTIONS):
         choices = ", ".join((*CONVENTIONS, "all"))
         raise UserError(f"--convention {args.convention} is not a way to count", f"choose one of: {choices}")

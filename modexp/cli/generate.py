@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from modexp.cli.common import add_json, parser, print_json
+from modexp.cli.common import Parser, add_json, parser, print_json
 from modexp.errors import UserError
 
 if TYPE_CHECKING:
+    from modexp.config.data import DataConfig
     from modexp.data.tokenizers import Tokenizer
     from modexp.loading import LoadedRun
     from modexp.sampling.filters import Sampling
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 MAX_TOKENS = 256  # unless asked otherwise, or the context ends before
 
 
-def main(words: list[str]) -> int:
+def flags() -> Parser:
     p = parser("generate", "Continue prompts with a trained run. Routed blocks decide causally, token by token.")
     p.add_argument("run", metavar="RUN", help="a run directory: runs/STUDY/RUN")
     p.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="repeatable; none: a document's start")
@@ -26,11 +27,14 @@ def main(words: list[str]) -> int:
     p.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that reach probability P")
     p.add_argument("--seed", type=int, default=0)
     add_json(p)
-    args = p.parse_args(words)
+    return p
+
+
+def main(words: list[str]) -> int:
+    args = flags().parse_args(words)
     if args.num_samples < 1:
         raise UserError(f"--num-samples {args.num_samples} is not positive")
 
-    from modexp.data.tokenizers import make_tokenizer
     from modexp.loading import load
 
     run = load(args.run)
@@ -39,9 +43,9 @@ def main(words: list[str]) -> int:
             f"{run.path} was trained with model.causal=none: without the future it cannot tell what to route",
             "train with model.causal=predictor or model.causal=auxiliary to sample",
         )
-    tokenizer = make_tokenizer(run.config.data)
+    tokenizer = run.tokenizer
     prompts = [p for p in args.prompt or [""] for _ in range(args.num_samples)]
-    tokens = [encoded(tokenizer, prompt) for prompt in prompts]
+    tokens = [encoded(run.config.data, tokenizer, prompt) for prompt in prompts]
     most = room(max(map(len, tokens)), run.config.data.sequence_length, args.max_tokens)
 
     from modexp.sampling.filters import Sampling
@@ -56,15 +60,16 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def encoded(tokenizer: Tokenizer, prompt: str) -> list[int]:
+def encoded(data: DataConfig, tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Without the separator that ends a document; an empty prompt is one, after which a document begins."""
+    from modexp.data.sources import refusal
+
     document = prompt.encode(errors="surrogateescape")
-    if reason := tokenizer.refuses(document):
-        raise UserError(f"--prompt holds a {reason}, which cannot stand in a text", "leave it out")
-    try:
-        document.decode()
-    except UnicodeDecodeError:
-        raise UserError("--prompt is not UTF-8", "set the terminal's locale to UTF-8") from None
+    reason = refusal(document, data)
+    if reason == "NUL byte":
+        raise UserError("--prompt holds a NUL byte, which cannot stand in a text", "leave it out")
+    if reason == "not UTF-8":
+        raise UserError("--prompt is not UTF-8", "set the terminal's locale to UTF-8")
     return tokenizer.encode([document])[0][:-1].tolist() or [tokenizer.separator]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modexp.cli.common import (
+    Parser,
     add_budget,
     add_json,
     note,
@@ -28,17 +29,21 @@ if TYPE_CHECKING:
     from modexp.plan.design import Expectation
 
 
-def main(words: list[str]) -> int:
+def flags() -> Parser:
     p = parser("plan", "Print the runs that a budget buys, and why others were dropped. Trains nothing.")
     add_budget(p)
-    p.add_argument("--gpu", metavar="NAME", help="predict time and memory on h100, a100, 4090, ... by its data sheet")
+    p.add_argument("--gpu", metavar="GPU", help="predict time and memory on h100, a100, 4090, ... by its data sheet")
     p.add_argument("--bench", metavar="FILE", help="predict them from what modexp bench step --json measured")
     p.add_argument("--price", type=float, metavar="MONEY", help="of an hour of the device: adds cost")
     p.add_argument("--hours", type=float, metavar="H", help="scale all budgets alike so that the study takes H hours")
     p.add_argument("--noise", type=float, default=0.01, metavar="SD", help="of one loss, relative (default: 0.01)")
     add_json(p)
-    p.add_argument("words", nargs="*", metavar="NAME | key=value", help="a sweep file (default: isoflop), overrides")
-    args = p.parse_intermixed_args(words)
+    p.add_argument("words", nargs="*", metavar="SWEEP | key=value", help="a sweep file (default: isoflop), overrides")
+    return p
+
+
+def main(words: list[str]) -> int:
+    args = flags().parse_intermixed_args(words)
     speed = speed_of(args.gpu, args.bench)
     for flag, value in (("--price", args.price), ("--hours", args.hours)):
         if value is not None and not 0 < value < float("inf"):
@@ -114,6 +119,8 @@ def to_json(plan: StudyPlan, costs: list[Cost], price: float | None, speed: Spee
         "runs": [run_json(run) | more for run, more in zip(plan.runs, predicted, strict=True)],
         "dropped": [asdict(d) for d in plan.dropped],
     }
+    if again := recomputed(plan):
+        found["flops_recomputed"] = again
     if saved := saving(plan.runs):
         found["trunks"] = asdict(saved) | {"share": saved.share}
     if speed is not None:
@@ -185,6 +192,8 @@ def print_plan(
             f" {first.sequence_length} tokens; lr rule {first.lr_rule}, batch rule {first.batch_rule};"
             " FLOPs/token forward, x twin: over the dense model of the same shape"
         )
+    if again := recomputed(plan):
+        note(f"activation checkpointing computes {again:.3g} FLOPs twice; no budget counts them")
     if saved := saving(plan.runs):
         note(saved.sentence)
     for dropped in plan.dropped:
@@ -193,6 +202,14 @@ def print_plan(
     for sentence in unequal_centres(plans):
         note(f"warning: {sentence}")
     warn_of_epochs(plans)
+
+
+def recomputed(plan: StudyPlan) -> int:
+    """FLOPs that activation checkpointing adds to all runs."""
+    from modexp.kinds import ledger
+
+    again = [run for run in plan.runs if run.config.trainer.activation_checkpointing]
+    return sum(run.plan.sequences * ledger(run.config.model, run.config.data).recomputed() for run in again)
 
 
 def print_costs(plan: StudyPlan, costs: Sequence[Cost], price: float | None, speed: Speed) -> None:

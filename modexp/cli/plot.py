@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modexp.cli.common import (
+    Parser,
     add_convention,
     add_exclusions,
     add_study,
@@ -52,7 +53,7 @@ FLAGS = {
 }
 
 
-def main(words: list[str]) -> int:
+def flags() -> Parser:
     p = parser("plot", "Draw a study: PNG, SVG, and every number drawn as CSV.")
     p.formatter_class = argparse.RawDescriptionHelpFormatter
     p.epilog = "figures\n" + "\n".join(f"  {name:<10} {text}" for name, text in FIGURES.items())
@@ -60,13 +61,18 @@ def main(words: list[str]) -> int:
     p.add_argument("figure", choices=FIGURES, metavar="FIGURE", help="one of those below")
     p.add_argument("name", nargs="?", metavar="STUDY | FILE.csv", help="as --study; fit, residuals, exponents: a CSV")
     p.add_argument("--x", choices=("flops", "tokens", "steps"), help="axis of the learning curves (default: flops)")
-    p.add_argument("--axis", metavar="SIZE", help="size axis of isoflop and fits: params (default), active, ...")
+    p.add_argument("--axis", metavar="AXIS", help="size axis of isoflop and fits: params (default), active, ...")
     add_convention(p)
     p.add_argument("--columns", metavar="NAME=COLUMN,...", help="of a CSV, as of modexp fit")
     add_exclusions(p)
-    p.add_argument("--run", action="append", metavar="RUN", help="of curves, predictor, routing; repeatable")
+    p.add_argument("--run", action="append", metavar="NAME", help="a run, of curves, predictor, routing; repeatable")
     p.add_argument("--text", help="what routing routes")
     p.add_argument("--out", metavar="DIR", help="where to write (default: the study; of a CSV: here)")
+    return p
+
+
+def main(words: list[str]) -> int:
+    p = flags()
     args = p.parse_args(words)
     for flag, figures in FLAGS.items():
         if getattr(args, flag) != p.get_default(flag) and args.figure not in figures:
@@ -181,7 +187,6 @@ def draw_routing(study: Path, out: Path, names: Sequence[str] | None, text: str 
 
 def routing_of(run: RunDir, text: str, out: Path, title: str) -> Any:
     """Run the text through the model of ``run`` and draw what its routers did."""
-    from modexp.data.tokenizers import make_tokenizer
     from modexp.loading import load
     from modexp.models.inspect import inspect
     from modexp.plots import routing
@@ -190,7 +195,7 @@ def routing_of(run: RunDir, text: str, out: Path, title: str) -> Any:
     data, model = loaded.config.data, loaded.config.model
     if not model.has_routing:
         raise UserError(f"{run.name} is dense: no block routes", "name a run of a routed arm")
-    tokenizer = make_tokenizer(data)
+    tokenizer = loaded.tokenizer
     tokens = tokenizer.encode([text.encode()])[0][:-1]  # without the separator
     if len(tokens) > data.sequence_length:
         raise UserError(

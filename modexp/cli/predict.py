@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modexp.cli.common import (
+    Parser,
     add_convention,
     add_json,
     add_study,
@@ -23,7 +24,7 @@ from modexp.cli.common import (
 from modexp.errors import UserError
 
 
-def main(words: list[str]) -> int:
+def flags() -> Parser:
     p = parser(
         "predict",
         "Extrapolate a study to a budget: best size, tokens and loss of every arm with intervals, and the nearest"
@@ -35,7 +36,11 @@ def main(words: list[str]) -> int:
     p.add_argument("--flops", type=float, required=True, help="the budget: 1e21")
     p.add_argument("--resamples", type=int, default=1000, help="of the loss interval's bootstrap (default: 1000)")
     p.add_argument("words", nargs="*", metavar="STUDY")
-    args = p.parse_intermixed_args(words)
+    return p
+
+
+def main(words: list[str]) -> int:
+    args = flags().parse_intermixed_args(words)
 
     from modexp.analysis.predict import predict
     from modexp.wording import size_text

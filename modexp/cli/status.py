@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modexp.cli.common import (
+    Parser,
     add_json,
     add_study,
     note,
@@ -27,7 +28,7 @@ EVERY = 2.0  # seconds between two looks of --watch
 AT_WORK = ("running", "queued")
 
 
-def main(words: list[str]) -> int:
+def flags() -> Parser:
     p = parser(
         "status",
         "Tell what is planned, queued, running, done, failed, diverged, stopped, or stale (its process died); consumed"
@@ -37,7 +38,11 @@ def main(words: list[str]) -> int:
     add_json(p)
     p.add_argument("--watch", action="store_true", help="follow until nothing is at work or queued any more")
     p.add_argument("words", nargs="*", metavar="STUDY")
-    args = p.parse_intermixed_args(words)
+    return p
+
+
+def main(words: list[str]) -> int:
+    args = flags().parse_intermixed_args(words)
 
     names, _ = split_words(args.words)
     study = study_path(args.study or one_name(names, "") or None, args.runs_dir)

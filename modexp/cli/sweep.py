@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modexp.cli.common import add_budget, note, one_name, parser, split_words, study_records
+from modexp.cli.common import Parser, add_budget, note, one_name, parser, split_words, study_records
 from modexp.errors import Interrupted, RunFailed, UserError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DAY = 86_400.0
 
 
-def main(words: list[str]) -> int:
+def flags() -> Parser:
     p = parser(
         "sweep",
         "Plan a study and run what is left of it. Finished runs are skipped, failed ones tried again; a new budget"
@@ -30,8 +30,12 @@ def main(words: list[str]) -> int:
     p.add_argument("--yes", action="store_true", help="go on even if it will take more than a day")
     p.add_argument("--detach", action="store_true", help="with launcher=slurm: return once the jobs are queued")
     p.add_argument("--check-branch", action="store_true", help="train one branch of a trunk whole, too, and compare")
-    p.add_argument("words", nargs="*", metavar="NAME | key=value", help="a sweep file (default: isoflop), overrides")
-    args = p.parse_intermixed_args(words)
+    p.add_argument("words", nargs="*", metavar="SWEEP | key=value", help="a sweep file (default: isoflop), overrides")
+    return p
+
+
+def main(words: list[str]) -> int:
+    args = flags().parse_intermixed_args(words)
 
     from modexp.cli.compose import arms_of, budgets_of, load_sweep
     from modexp.cli.plan import print_plan

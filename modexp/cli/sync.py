@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from modexp.cli.common import add_study, note, one_name, parser, split_words, study_path
+from modexp.cli.common import Parser, add_study, note, one_name, parser, split_words, study_path
 
 if TYPE_CHECKING:
     from modexp.runs import RunDir
 
 
-def main(words: list[str]) -> int:
+def flags() -> Parser:
     p = parser(
         "sync",
         "Send W&B what it lacks of the runs of a study, or of one run: rows of metrics.jsonl and results. What it has"
@@ -18,7 +18,11 @@ def main(words: list[str]) -> int:
     )
     add_study(p)
     p.add_argument("words", nargs="*", metavar="STUDY | RUN")
-    args = p.parse_intermixed_args(words)
+    return p
+
+
+def main(words: list[str]) -> int:
+    args = flags().parse_intermixed_args(words)
 
     from modexp.runs import RunDir, run_dirs
 

@@ -8,9 +8,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from modexp.errors import ModexpError, RunFailed, UserError, complain
+from modexp.cli.common import Parser, parser
+from modexp.errors import Interrupted, ModexpError, RunFailed, UserError, complain
 from modexp.runs import RunDir
 from modexp.train.world import ALONE, World
+
+
+def flags() -> Parser:
+    """Hydra's, which answers to them itself, and ours."""
+    p = parser("train", "Train one run, or resume it.", add_help=False)
+    p.add_argument("--budget", metavar="FLOPS", action="append", help="training FLOPs of the run: 6e18")
+    p.add_argument("--run", metavar="RUN", help="train or resume the run that is planned in a directory")
+    p.add_argument("--multirun", "-m", action="store_true", help="all combinations of key=a,b")
+    p.add_argument("--help", "-h", action="store_true", help="what there is to set")
+    p.add_argument("--cfg", "-c", choices=("job", "hydra", "all"), help="print the configuration instead")
+    p.add_argument("--package", "-p", metavar="PACKAGE", help="part of the configuration that --cfg prints")
+    p.add_argument("--resolve", action="store_true", help="interpolations of --cfg")
+    about = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+    p.add_argument("--info", "-i", nargs="?", choices=about, const="all", help="what Hydra knows")
+    p.add_argument("--hydra-help", action="store_true", help="what there is to set of Hydra itself")
+    p.add_argument("--version", action="store_true", help="Hydra's version")
+    p.add_argument("--config-dir", "-cd", metavar="DIR", help="a further folder of configuration files")
+    p.add_argument("--config-path", "-cp", metavar="DIR", help="another folder of configuration files")
+    p.add_argument("--config-name", "-cn", metavar="FILE", help="another root configuration")
+    p.add_argument("--experimental-rerun", metavar="FILE", help="a job that Hydra pickled")
+    p.add_argument("words", nargs="*", metavar="key=value", help="settings")
+    return p
 
 
 def main(words: list[str]) -> int:
@@ -36,23 +59,21 @@ def together(words: list[str]) -> int:
 
 
 def work(words: list[str], world: World) -> int:
-    if any(word == "--run" or word.startswith("--run=") for word in words):
-        return train_planned(words, world)
-    if world.size > 1 and {"--multirun", "-m"} & set(words):
-        raise UserError("--multirun under torchrun trains several runs at once", "modexp sweep trainer.devices=N does")
-    for word in words:
-        if word.startswith("--") and word.partition("=")[0] not in FLAGS:
+    args, unknown = flags().parse_known_intermixed_args(words)
+    for word in unknown:
+        if word.startswith("-"):
             raise UserError(
                 f"{word} is not a flag of modexp train", "settings are written key=value; --help shows more"
             )
-    return through_hydra(with_budget(words), world)
+    if args.run is not None:
+        return train_planned(words, world)
+    if world.size > 1 and args.multirun:
+        raise UserError("--multirun under torchrun trains several runs at once", "modexp sweep trainer.devices=N does")
+    return through_hydra(sorted(with_budget(words), key=is_override), world)  # Hydra wants flags before them
 
 
-# Hydra's, and ours
-FLAGS = (
-    "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--multirun", "--shell-completion",
-    "--config-path", "--config-name", "--config-dir", "--info", "--experimental-rerun", "--budget",
-)  # fmt: skip
+def is_override(word: str) -> bool:
+    return not word.startswith("-") and ("=" in word or word.startswith("~"))
 
 
 def with_budget(words: list[str]) -> list[str]:
@@ -73,33 +94,50 @@ def with_budget(words: list[str]) -> list[str]:
 
 
 def through_hydra(words: list[str], world: World) -> int:
-    """Hydra parses, composes, answers --cfg and --help; errors come back here to become sentences."""
+    """Hydra parses, composes, answers --cfg and --help; errors come back here to become sentences.
+
+    The jobs of a multirun are where its launcher has them, in other processes or on other machines perhaps: each says
+    itself what went wrong and raises, as Hydra expects, which goes on with the others and raises here in the end.
+    """
     import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
     from modexp.cli.compose import explained, searchpath, shipped
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra.main re-raises instead of printing frames and exiting
     sys.argv = ["modexp train", *words, *searchpath()]
-    codes: list[int] = []
     faults: list[Exception] = []
 
     @hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="config")
-    def job(tree: Any) -> None:
+    def job(tree: Any) -> float | None:
+        is_one_of_many = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
-            report(train_new(tree, world))
-        except ModexpError as error:  # kept from Hydra, which would end a multirun with it
+            result = train_new(tree, world)
+            report(result)
+            return result["loss"]  # what a sweeper that searches goes by
+        except Interrupted as error:
             complain(error)
-            codes.append(error.exit_code)
-        except Exception as error:  # Hydra would add a line of its own
-            faults.append(error)
+            raise KeyboardInterrupt from error  # Hydra would go on with the next one
+        except Exception as error:
+            if not is_one_of_many:
+                faults.append(error)  # to Hydra it would be worth a line of its own
+                return None
+            if not isinstance(error, ModexpError):
+                raise
+            complain(error)
+            again = "the others went on; the same command skips what is finished and tries the rest again"
+            raise RunFailed(f"a run of the multirun failed: {error.sentence}", again) from None
 
     try:
         job()
+    except ModexpError:
+        raise
     except Exception as error:
         raise explained(error) from None
     for fault in faults:
         raise fault
-    return max(codes, default=0)
+    return 0
 
 
 def train_new(tree: Any, world: World) -> dict[str, Any]:
@@ -164,8 +202,6 @@ def start(run: RunDir, world: World, began: float | None = None) -> dict[str, An
 
 def train_planned(words: list[str], world: World) -> int:
     """``--run DIR``: everything stands in the directory."""
-    from modexp.cli.common import parser
-
     p = parser("train", "Train or resume the run planned in a directory.")
     p.add_argument("--run", required=True, metavar="DIR", help="holds config.yaml and plan.json")
     args = p.parse_args(words)

@@ -25,7 +25,10 @@ def require(ok: bool, key: str, value: object, rule: str, next_step: str = "") -
 
 
 def one_of(key: str, value: object, choices: tuple[str, ...]) -> None:
-    require(value in choices, key, value, "is not a choice", f"choose one of: {', '.join(choices)}")
+    if value not in choices:
+        error = UserError(f"{key}={value} is not a choice", f"choose one of: {', '.join(choices)}")
+        error.key, error.choices = key, choices
+        raise error
 
 
 def refuse_unread(config: Any, unread: dict[str, tuple[str, str]]) -> None:

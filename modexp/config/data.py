@@ -13,7 +13,7 @@ class DataConfig:
     """What every source shares. ``vocab_size`` and ``num_tokens`` stand here so that plans need no data."""
 
     kind: str = "python"
-    tokenizer: str = "bytes"  # bytes, a tokenizer.json, or a name on the HF hub
+    tokenizer: str = "bytes"  # bytes, bpe (trained on the text itself), a tokenizer.json, or a name on the HF hub
     vocab_size: int = 256  # rows of the embedding; at least the tokenizer's vocabulary
     sequence_length: int = 256
     validation_share: float = 0.02  # share of the documents held out, chosen by the hash of their content
@@ -30,6 +30,13 @@ class DataConfig:
             self.vocab_size,
             "is below the 256 values of a byte",
             "use data.vocab_size=256",
+        )
+        require(
+            self.tokenizer != "bpe" or self.vocab_size > 256,
+            "data.vocab_size",
+            self.vocab_size,
+            "is below the 257 of a byte-level BPE, 256 bytes and an end-of-text token",
+            "try data.vocab_size=4096",
         )
         require(self.sequence_length >= 2, "data.sequence_length", self.sequence_length, "is below 2")
         require(

@@ -8,10 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from typing import TYPE_CHECKING, Any
 
 from modexp.config.base import require, unscientific
 from modexp.config.data import DATA_KINDS, DataConfig, PythonData
@@ -31,6 +28,9 @@ from modexp.config.train import (
 from modexp.errors import UserError
 from modexp.kinds import KINDS
 from modexp.kinds import kind as model_kind
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig  # imported late, here and below: half of the time that a command takes to start
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,9 @@ def did_you_mean(word: str, choices: list[str]) -> str:
 
 def typed(schema: type, values: Mapping[str, Any] | DictConfig, prefix: str = "") -> Any:
     """An instance of the dataclass ``schema`` holding ``values``; unknown keys and wrong types are sentences."""
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     known = [f.name for f in dataclasses.fields(schema)]
     for key in map(str, values):
         if key not in known:
@@ -123,6 +126,8 @@ def schema_of(group: str, values: Mapping[str, Any]) -> type:
 
 def from_tree(tree: Mapping[str, Any] | DictConfig) -> Config:
     """The typed configuration that a composed tree describes."""
+    from omegaconf import DictConfig, OmegaConf
+
     known = [*GROUPS, *SCALARS]
     values = OmegaConf.to_container(tree, resolve=True) if isinstance(tree, DictConfig) else dict(tree)
     assert isinstance(values, dict)
@@ -157,6 +162,8 @@ def to_tree(config: Config) -> dict[str, Any]:
 
 
 def save(config: Config, path: Path) -> None:
+    from omegaconf import OmegaConf
+
     from modexp.files import write_text
 
     write_text(path, OmegaConf.to_yaml(OmegaConf.create(to_tree(config))))
@@ -164,6 +171,8 @@ def save(config: Config, path: Path) -> None:
 
 def load(path: Path) -> Config:
     """The configuration stored at ``path`` (a run's config.yaml)."""
+    from omegaconf import OmegaConf
+
     try:
         return from_tree(OmegaConf.load(path))  # type: ignore[arg-type]
     except FileNotFoundError:

@@ -85,7 +85,8 @@ class TrainerConfig:
     parallel: str = unscientific("ddp")  # what several processes share: ddp, the batch; fsdp, also the parameters
     threads: int = unscientific(1)  # of a process on CPU; small models are fastest on one
     micro_batch: int | str | None = unscientific("auto")  # sequences a process takes a pass; auto, null: by memory
-    compile: bool = unscientific(False)
+    compile: bool | str = unscientific("auto")  # torch.compile; auto: where the run is long enough to repay it
+    activation_checkpointing: bool = unscientific(False)  # blocks are computed again for their backward pass
     log_every: int = unscientific(10)  # steps
     num_evals: int = unscientific(5)  # validations over the run, the last at its end
     checkpoint_minutes: float = unscientific(10.0)
@@ -95,6 +96,7 @@ class TrainerConfig:
         one_of("trainer.precision", self.precision, PRECISIONS)
         one_of("trainer.device", self.device, DEVICES)
         one_of("trainer.parallel", self.parallel, PARALLELS)
+        require(self.compile in (True, False, "auto"), "trainer.compile", self.compile, "is not true, false or auto")
         require(self.devices is None or self.devices >= 1, "trainer.devices", self.devices, "is not positive")
         for key in ("eval_sequences", "threads", "log_every", "num_evals", "keep_checkpoints"):
             require(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "is not positive")

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from modexp.config.data import DataConfig
-from modexp.data import order
+from modexp.data import bpe, order
 from modexp.data.shards import SPLITS, Split, Store, locked, unwritable
 from modexp.data.sources import Source, describe, make_source
 from modexp.data.tokenise import tokenise
-from modexp.data.tokenizers import Tokenizer, check_vocabulary, make_tokenizer
+from modexp.data.tokenizers import FILE, HFTokenizer, Tokenizer, check_vocabulary, identity_of, make_tokenizer
 from modexp.errors import UserError
+from modexp.files import write_bytes, write_text
 
 FORMAT = 1  # of the shards; a change makes every cache anew
 Report = Callable[[str], None]
@@ -33,6 +34,7 @@ class Corpus:
 
     def __init__(self, config: DataConfig, store: Store) -> None:
         self.sequence_length = config.sequence_length
+        self._tokenizer = store.folder / FILE if config.tokenizer == "bpe" else None
         self._block = order.block_sequences(config.sequence_length)
         self._splits = store.splits
         self._readers = {name: store.reader(name) for name in SPLITS}
@@ -78,6 +80,11 @@ class Corpus:
         starts = np.arange(start, min(n, held), dtype=np.int64) * self.sequence_length
         return self._readers["validation"].gather(starts, self.sequence_length + 1)
 
+    def keep_tokenizer(self, folder: Path) -> None:
+        """Copy a tokenizer that was trained on this text into ``folder``, whose weights mean nothing without it."""
+        if self._tokenizer:
+            write_bytes(folder / FILE, self._tokenizer.read_bytes())
+
 
 def prepare(
     config: DataConfig,
@@ -93,13 +100,15 @@ def prepare(
     be had, or where their content hash is not the ``expected`` one.
     """
     report = report or (lambda line: None)
-    tokenizer = make_tokenizer(config)
-    source = make_source(config, tokenizer)
-    content_hash = hash_of(config, source, tokenizer)
+    named = None if config.tokenizer == "bpe" else make_tokenizer(config)
+    source = make_source(config)
+    tokenizer = named or trained(config, source, report, expected)
+    content_hash = hash_of(config, source, tokenizer.identity)
     if expected not in (None, content_hash):
+        library = " or the tokenizers library" if config.tokenizer == "bpe" else ""
         raise UserError(
-            f"the data changed: {describe(config)} now has content {content_hash}, expected was {expected}",
-            "bring the old data or their token cache back, or plan anew under another name",
+            f"the data{library} changed: {describe(config)} now has content {content_hash}, expected was {expected}",
+            f"bring the old data{library} or their token cache back, or plan anew under another name",
         )
     folder = cache_root(config) / content_hash
     with locked(folder, report):
@@ -111,7 +120,7 @@ def prepare(
         try:
             store.save()
             needs = needed_tokens(config, train_tokens, validation_tokens)
-            tokenise(store, source, tokenizer, config.validation_share, needs, report)
+            tokenise(store, config, source, tokenizer, needs, report)
         except OSError as error:
             raise unwritable(folder, error) from None
     check_size(config, store)
@@ -130,7 +139,8 @@ def open_corpus(
     Only where they are lost, damaged or too few is it prepared again, and refused where the text has changed.
     """
     store = Store.open(cache_root(config) / content_hash)
-    if store and not store.drop_damaged(checksum=False):
+    is_whole = config.tokenizer != "bpe" or (cache_root(config) / content_hash / FILE).exists()
+    if store and is_whole and not store.drop_damaged(checksum=False):
         needs = needed_tokens(config, train_tokens, validation_tokens)
         if all(split.exhausted or split.tokens >= needs[name] for name, split in store.splits.items()):
             check_vocabulary(config, store.vocabulary)
@@ -139,13 +149,38 @@ def open_corpus(
     return prepare(config, train_tokens, validation_tokens, report, expected=content_hash)
 
 
-def hash_of(config: DataConfig, source: Source, tokenizer: Tokenizer) -> str:
-    """Sixteen hex digits that stand for the token streams of both splits."""
+def trained(config: DataConfig, source: Source, report: Report, expected: str | None) -> Tokenizer:
+    """The tokenizer of data.tokenizer=bpe, trained once a text and kept beside its shards.
+
+    They lie under the ``expected`` content hash, or that which a small file under the hash of text and settings names.
+    What lies there is used if it has the content of which that hash was made; otherwise it is trained again.
+    """
+    recipe = cache_root(config) / hash_of(config, source, f"bpe of {config.vocab_size}, {bpe.SAMPLE_BYTES}")
+    pointer = recipe / "content_hash"
+    with locked(recipe, report):
+        for known in (expected, pointer.read_text().strip() if pointer.exists() else None):
+            if known and (file := cache_root(config) / known / FILE).is_file():
+                tokenizer = HFTokenizer(str(file))
+                if hash_of(config, source, tokenizer.identity) == known:
+                    return tokenizer
+        report(f"training a BPE of {config.vocab_size:,} tokens on the training text")
+        try:
+            content = bpe.train(config, source, scratch=recipe).encode()
+            content_hash = hash_of(config, source, identity_of(content))
+            write_bytes(cache_root(config) / content_hash / FILE, content)
+            write_text(pointer, f"{content_hash}\n")
+        except OSError as error:
+            raise unwritable(recipe, error) from None
+    return HFTokenizer(str(cache_root(config) / content_hash / FILE))
+
+
+def hash_of(config: DataConfig, source: Source, tokenizer: str) -> str:
+    """Sixteen hex digits that stand for the token streams of both splits; ``tokenizer`` is its identity."""
     basis = {
         "format": FORMAT,
         "kind": config.kind,
         "source": source.identity,
-        "tokenizer": tokenizer.identity,
+        "tokenizer": tokenizer,
         "validation_share": config.validation_share,
     }
     return hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()[:16]

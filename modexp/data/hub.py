@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from modexp.config.data import HubData
-from modexp.data.rows import text_rows
+from modexp.data.rows import streamed, text_rows
 from modexp.data.tokenizers import first_line
 from modexp.errors import UserError
 
@@ -35,15 +35,9 @@ class HubSource:
 
     def read(self, start: int, scratch: Path) -> Generator[tuple[bytes, bytes], None, None]:
         config = self.config
-        texts = text_rows(
-            f"data.path={config.path}",
-            config.text_column,
-            self._explain,
-            str(self.folder or config.path),
-            name=config.subset,
-            split=config.split,
-            revision=config.revision,
-        )
+        place = str(self.folder or config.path)
+        tables = streamed(place, name=config.subset, split=config.split, revision=config.revision)
+        texts = text_rows(f"data.path={config.path}", config.text_column, self._explain, tables)
         for number, text in enumerate(texts):
             if number >= start:
                 yield hashlib.sha256(text).digest(), text

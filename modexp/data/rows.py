@@ -1,9 +1,11 @@
-"""Texts out of jsonl, parquet and hub data sets, through the ``datasets`` library."""
+"""Texts out of jsonl, parquet and hub data sets, through the ``datasets`` library and ``pyarrow``."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from modexp.errors import UserError
@@ -22,19 +24,49 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def text_rows(
-    place: str, column: str, explain: Callable[[Exception], UserError], *path: str, **options: Any
-) -> Iterator[bytes]:
-    """UTF-8 text of every row that ``datasets.load_dataset(*path, **options)`` streams; b"" where it is null.
+@contextmanager
+def without_torch() -> Iterator[None]:
+    """The datasets library imports torch to make its streams fit for torch's loader: 180 MB that nothing here uses."""
+    import datasets
 
-    ``place`` names the source in our sentences; ``explain`` turns a failure of the library into one.
-    """
+    available = datasets.config.TORCH_AVAILABLE
+    datasets.config.TORCH_AVAILABLE = False
+    try:
+        yield
+    finally:
+        datasets.config.TORCH_AVAILABLE = available
+
+
+def streamed(*path: str, **options: Any) -> Iterator[Any]:
+    """Arrow tables of what ``datasets.load_dataset(*path, **options)`` streams."""
     import datasets
 
     quieten()
     try:
-        stream = datasets.load_dataset(*path, streaming=True, **options).with_format("arrow")
-        for table in stream.iter(batch_size=BATCH_ROWS):
+        with without_torch():
+            stream = datasets.load_dataset(*path, streaming=True, **options).with_format("arrow")
+        yield from stream.iter(batch_size=BATCH_ROWS)
+    except StopIteration:  # the library's answer to a file without rows; a generator must not let it through
+        return
+
+
+def parquet_tables(path: Path) -> Iterator[Any]:
+    """Arrow tables of a file, page by page; the datasets library would hold a whole row group, often a whole file."""
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
+        yield from file.iter_batches(BATCH_ROWS)
+
+
+def text_rows(
+    place: str, column: str, explain: Callable[[Exception], UserError], tables: Iterator[Any]
+) -> Iterator[bytes]:
+    """UTF-8 text of every row of ``tables``; b"" where it is null.
+
+    ``place`` names the source in our sentences; ``explain`` turns a failure of a library into one.
+    """
+    try:
+        for table in tables:
             if column not in table.column_names:
                 raise UserError(
                     f"{place} has no column {column!r}; its columns: {', '.join(table.column_names)}",
@@ -50,7 +82,5 @@ def text_rows(
                 yield (text or "").encode()
     except UserError:
         raise
-    except StopIteration:  # the library's answer to a file without rows; a generator must not let it through
-        return
     except Exception as error:
         raise explain(error) from None

@@ -108,7 +108,7 @@ class Store:
     ) -> None:
         """Write one more shard, then name it in the index."""
         shards = self.splits[split].shards
-        content = tokens.astype(self.dtype, copy=False).tobytes()
+        content = tokens.astype(self.dtype, copy=False).data  # no copy: a shard is large
         name = f"{split}-{len(shards):05d}.bin"
         write_bytes(self.folder / name, content)
         shards.append(Shard(name, len(tokens), zlib.crc32(content), documents, num_bytes, dict(left_out), position))
@@ -146,19 +146,19 @@ class Reader:
 
     def __init__(self, shards: list[np.ndarray]) -> None:
         self._shards = [shard.view(np.ndarray) for shard in shards]  # indexing a memmap itself is slow
-        self._ends = np.cumsum([len(shard) for shard in shards], dtype=np.int64)
+        self._ends = np.cumsum([len(shard) for shard in shards], dtype=np.int64).tolist()
 
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Tokens [start, start + length) for each of ``starts`` (B,); int64 (B, length)."""
-        positions = starts[:, None] + np.arange(length)
-        if len(self._shards) == 1:
-            return self._shards[0][positions].astype(np.int64)
-        owners = np.searchsorted(self._ends, positions, side="right")
-        tokens = np.empty(positions.shape, np.int64)
-        for owner in np.unique(owners):
-            here = owners == owner
-            shard = self._shards[owner]
-            tokens[here] = shard[positions[here] - (self._ends[owner] - len(shard))]
+        tokens = np.empty((len(starts), length), np.int64)
+        owners = np.searchsorted(self._ends, starts, side="right").tolist()
+        for row, start, owner in zip(tokens, starts.tolist(), owners, strict=True):
+            filled = 0
+            while filled < length:  # a sequence may begin in one shard and end in the next
+                shard, end = self._shards[owner], self._ends[owner]
+                piece = shard[start + filled - end :][: length - filled]  # counted from the end, so below zero
+                row[filled : filled + len(piece)] = piece
+                filled, owner = filled + len(piece), owner + 1
         return tokens
 
 

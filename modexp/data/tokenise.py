@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from modexp.config.data import DataConfig
 from modexp.data import shards
 from modexp.data.shards import Store
 from modexp.data.sources import Source, refusal
@@ -27,8 +28,8 @@ def split_of(digest: bytes, validation_share: float) -> str:
 class Writer:
     """Tokens of one split on their way to the store."""
 
-    def __init__(self, store: Store, split: str, tokenizer: Tokenizer, need: int) -> None:
-        self.store, self.split, self.tokenizer, self.need = store, split, tokenizer, need
+    def __init__(self, store: Store, split: str, config: DataConfig, tokenizer: Tokenizer, need: int) -> None:
+        self.store, self.split, self.config, self.tokenizer, self.need = store, split, config, tokenizer, need
         self.position = store.splits[split].position
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
@@ -46,7 +47,7 @@ class Writer:
     def add(self, position: int, text: bytes) -> None:
         """Take document number ``position`` of the source."""
         self.position = position + 1
-        reason = refusal(text, self.tokenizer)
+        reason = refusal(text, self.config)
         if reason:
             self._left_out[reason] += 1
             return
@@ -83,9 +84,9 @@ class Writer:
 
 def tokenise(
     store: Store,
+    config: DataConfig,
     source: Source,
     tokenizer: Tokenizer,
-    validation_share: float,
     needs: dict[str, int],
     report: Callable[[str], None],
 ) -> None:
@@ -94,7 +95,7 @@ def tokenise(
     Each split keeps its own place in the source, so that a small need of one does not tokenise the other.
     """
     writers = {
-        name: Writer(store, name, tokenizer, needs[name])
+        name: Writer(store, name, config, tokenizer, needs[name])
         for name, split in store.splits.items()
         if split.tokens < needs[name] and not split.exhausted
     }
@@ -103,7 +104,7 @@ def tokenise(
     start = min(writer.position for writer in writers.values())
     with contextlib.closing(source.read(start, scratch=store.folder)) as documents:
         for position, (digest, text) in enumerate(documents, start):
-            split = split_of(digest, validation_share)
+            split = split_of(digest, config.validation_share)
             writer = writers.get(split)
             if writer is None or position < writer.position:
                 continue

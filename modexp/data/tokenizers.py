@@ -1,4 +1,5 @@
-"""Documents to token ids and back: bytes as they are, or any tokenizer of the Hugging Face ``tokenizers`` library."""
+"""Documents to token ids and back: bytes as they are, or any tokenizer of the Hugging Face ``tokenizers`` library,
+which encodes on every core (TOKENIZERS_PARALLELISM=false: on one)."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from modexp.config.base import require
 from modexp.config.data import DataConfig
 from modexp.errors import UserError
 
+FILE = "tokenizer.json"  # of a tokenizer trained on the spot
 SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<EOS>", "[EOS]")
 
 
@@ -29,9 +31,6 @@ class Tokenizer(Protocol):
     @property
     def separator(self) -> int:
         """The token that ends a document."""
-
-    def refuses(self, document: bytes) -> str | None:
-        """Why a document cannot be a training text, or None."""
 
     def encode(self, documents: Sequence[bytes]) -> list[np.ndarray]:
         """Token ids of each UTF-8 document, its separator last."""
@@ -49,9 +48,6 @@ class ByteTokenizer:
     identity = "bytes"
     vocabulary = 256
     separator = 0
-
-    def refuses(self, document: bytes) -> str | None:
-        return "NUL byte" if b"\0" in document else None
 
     def encode(self, documents: Sequence[bytes]) -> list[np.ndarray]:
         return [np.frombuffer(document + b"\0", np.uint8) for document in documents]
@@ -75,7 +71,7 @@ class HFTokenizer:
     @cached_property
     def identity(self) -> str:
         if self.file.is_file():
-            return "sha256:" + hashlib.sha256(self.file.read_bytes()).hexdigest()
+            return identity_of(self.file.read_bytes())
         return "hub:" + self.name
 
     @cached_property
@@ -122,9 +118,6 @@ class HFTokenizer:
             "add one of them to the tokenizer as a special token",
         )
 
-    def refuses(self, document: bytes) -> str | None:
-        return None
-
     def encode(self, documents: Sequence[bytes]) -> list[np.ndarray]:
         texts = [document.decode() for document in documents]
         encodings = self._library.encode_batch_fast(texts, add_special_tokens=False)
@@ -137,6 +130,11 @@ class HFTokenizer:
         return self._library.decode(list(tokens), skip_special_tokens=True)
 
 
+def identity_of(content: bytes) -> str:
+    """Of a tokenizer.json."""
+    return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
 def first_line(error: Exception) -> str:
     """What a library's error says, in one line that fits into a sentence of ours."""
     lines = str(error).strip().splitlines()
@@ -144,6 +142,7 @@ def first_line(error: Exception) -> str:
 
 
 def make_tokenizer(config: DataConfig) -> Tokenizer:
+    """The tokenizer that a configuration names; data.tokenizer=bpe names none before it is trained."""
     return ByteTokenizer() if config.tokenizer == "bytes" else HFTokenizer(config.tokenizer)
 
 

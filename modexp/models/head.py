@@ -15,23 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**27}  # that are there at once; more of them get nothing faster
+from modexp.plan.memory import CHUNK_LOGITS
 
 
 def head_loss(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy in nats a token of the logits x W^T: x (B, T, D), ``weight`` (V, D), ``targets`` (B, T)."""
     x, targets = x.flatten(0, 1), targets.flatten()
-    n = chunk_tokens(x.device.type, len(weight))
+    n = max(1, CHUNK_LOGITS // len(weight))
     if len(targets) <= n:
         return F.cross_entropy(F.linear(x, weight).float(), targets)
     if torch.is_grad_enabled():
         return _HeadLoss.apply(x, weight, targets, n)
     chunks = zip(x.split(n), targets.split(n), strict=True)
     return torch.stack([nll(log_p(part, weight), wanted) for part, wanted in chunks]).sum() / len(targets)
-
-
-def chunk_tokens(device: str, vocabulary: int) -> int:
-    return max(1, CHUNK_LOGITS.get(device, 2**23) // vocabulary)
 
 
 def log_p(x: Tensor, weight: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from modexp.models.transformer import Output
 
 
 def training_loss(output: Output) -> tuple[Tensor, Tensor]:
-    """What is minimised, and the language model's part of it, which is what is reported; of a model's output on targets.
+    """What is minimised, and the language model's part of it, which is what is reported.
 
     The predictors' loss needs no weight against the rest: its gradient ends at the predictors.
     """

@@ -165,12 +165,17 @@ class RoutedBlock(Block):
         """As ``forward(causal=True)``, token by token: the cache holds the tokens that went through, and so counts
         them. Rows in which none does cost the choice alone. Waits for the device, to know which rows those are."""
         choice = self.choose(x)
-        taken = first(choice.wanted & fresh.tokens.filled, self.limit, state.cache.used[:, None])
+        taken = choice.wanted & fresh.tokens.filled
+        if self.limit < state.cache.length:
+            taken = first(taken, self.limit, state.cache.used[:, None])
         rows = taken.any(dim=1).nonzero().squeeze(1)  # (R,)
         if not len(rows):
             return x
         taken = taken[rows]
-        index, filled = pack(taken, most(taken))  # (R, k)
+        # of one token a row there is nothing to sort
+        index, filled = (
+            pack(taken, most(taken)) if x.shape[1] > 1 else (torch.zeros_like(rows)[:, None], taken)
+        )  # (R, k)
         at = (rows[:, None], index)
         gate = self.gate(choice.weights[at]) * filled
         rope = Rope(fresh.rope.turns[at])  # (R, k, 1, P, 2)

@@ -33,15 +33,15 @@ class StochasticBlock(RoutedBlock):
         return index, gate, Routing(weights, members(index, x.shape[1]))
 
 
-part: tuple[int, int] | None = None  # of a batch that goes through in several passes: see part_of
+part: tuple[int, Tensor] | None = None  # of a batch that goes through in several passes: see part_of
 
 
 @contextmanager
-def part_of(total: int, first: int) -> Iterator[None]:
+def part_of(total: int, first: int, device: torch.device) -> Iterator[None]:
     """A pass in here holds the sequences from ``first`` on of a batch of ``total``: seeded alike for each part, the
     parts draw what one pass would have drawn."""
     global part
-    part = total, first
+    part = total, torch.full((), first, device=device)  # a tensor, or each part would be compiled anew
     try:
         yield
     finally:
@@ -51,5 +51,8 @@ def part_of(total: int, first: int) -> Iterator[None]:
 def noise(x: Tensor) -> Tensor:
     """(B, T) standard normal; the training loop seeds it step by step."""
     B, T = x.shape[:2]
-    total, first = part or (B, 0)
-    return torch.randn((total, T), device=x.device)[first : first + B]
+    if part is None:
+        return torch.randn((B, T), device=x.device)
+    total, first = part
+    rows = first + torch.arange(B, device=x.device)
+    return torch.randn((total, T), device=x.device).index_select(0, rows)

@@ -161,7 +161,7 @@ def predict(plan: RunPlan, config: Config, speed: Speed, branch: Branch | None =
     books = ledger(model, data)
     precision = trainer.precision if trainer.precision != "auto" else speed.precision
     micro = trainer.micro_batch_given or micro_batch(
-        model, data, plan.batch_size, plan.params_total, speed.free_bytes, precision
+        model, data, plan.batch_size, plan.params_total, speed.free_bytes, precision, trainer.activation_checkpointing
     )
     overhead, rate, eval_rate = speed.at(plan.arm, model.kind, books.forward() / plan.sequence_length)
     before, sequences_before = (branch.step, branch.sequences) if branch else (0, 0)
@@ -169,7 +169,7 @@ def predict(plan: RunPlan, config: Config, speed: Speed, branch: Branch | None =
     training = passes * overhead + (plan.sequences - sequences_before) * books.training() / rate
     kinds_of_pass = model.can_be_causal + model.sees_future
     validation = trainer.eval_sequences * kinds_of_pass * books.forward() / eval_rate
-    memory = speed.base_bytes + peak_bytes(model, data, micro, precision)
+    memory = speed.base_bytes + peak_bytes(model, data, micro, precision, trainer.activation_checkpointing)
     evaluations = math.ceil(min(trainer.num_evals, plan.steps) * (1 - before / plan.steps))
     seconds = speed.start_seconds + training + evaluations * validation
     return Cost(seconds, memory, micro, memory <= speed.base_bytes + speed.free_bytes)

@@ -45,7 +45,7 @@ def widths() -> list[int]:
 def heads_of(d: int) -> int:
     """Heads whose width is even and nearest 64 (width 512 and above), 32 (64 and above) or 16."""
     target = 64 if d >= 512 else 32 if d >= 64 else 16
-    divisors = [h for h in range(1, d + 1) if d % h == 0 and (d // h) % 2 == 0]
+    divisors = [h for h in range(1, d // 2 + 1) if d % h == 0 and (d // h) % 2 == 0]
     return min(divisors, key=lambda h: abs(math.log(d / h / target)))
 
 

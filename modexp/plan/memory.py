@@ -9,6 +9,7 @@ from modexp.kinds import ledger
 SHARE = 0.5  # of the free memory that a plan relies on: allocators fragment, other processes come
 LARGEST_TOKENS = 65_536  # of a micro-batch: beyond it nothing gets faster
 EVAL_TOKENS = 8192  # tokens a forward pass of an evaluation, about
+CHUNK_LOGITS = 2**27  # that are there at once (modexp/models/head.py); smaller chunks pay more for the sum of gradients
 
 STATE = {"fp32": 16, "bf16": 18}  # bytes a parameter: weight, gradient, Adam's two moments; the weight cast to bf16
 STORING = 20  # while a checkpoint is written: no gradients, but a copy of the moments
@@ -24,37 +25,56 @@ KEPT = {"fp32": (78.0, 8.0, 8.0, 16.0), "bf16": (57.0, 4.0, 9.0, 14.5)}
 LOGIT = {"fp32": 8, "bf16": 10}  # bytes of a logit that is evaluated only
 
 
-def training_bytes_per_token(model: ModelConfig, data: DataConfig, precision: str = "fp32") -> float:
-    """Bytes that the backward pass keeps a token; a block weighs by the share of tokens that it takes."""
-    of_width, of_hidden, of_routed, of_logit = KEPT[precision]
-    _, d, _ = model.shape
+def training_bytes_per_token(
+    model: ModelConfig, data: DataConfig, precision: str = "fp32", recompute: bool = False
+) -> float:
+    """Bytes that the backward pass keeps a token, logits left out; a block weighs by the share of tokens it takes.
+
+    With ``recompute`` (activation checkpointing) each block keeps the stream that enters it, in fp32, and one block
+    at a time the rest, counted as the mean block.
+    """
+    of_width, of_hidden, of_routed, _ = KEPT[precision]
+    layers, d, _ = model.shape
     T = data.sequence_length
     terms = ledger(model, data).terms
     blocks = sum(t.count * t.forward for t in terms if t.name == "attention.qkv") / (6 * T * d * d)
     inner = sum(t.count * t.forward for t in terms if t.name.endswith((".in", ".up", ".gate"))) / (2 * T * d)
     routed = len(model.routed_layers())
-    return of_width * blocks * d + of_hidden * inner + of_routed * routed * d + of_logit * data.vocab_size
+    kept = of_width * blocks * d + of_hidden * inner + of_routed * routed * d
+    return kept / layers + 4 * layers * d if recompute else kept
 
 
-def step_bytes(model: ModelConfig, data: DataConfig, micro: int, precision: str) -> float:
+def step_bytes(model: ModelConfig, data: DataConfig, micro: int, precision: str, recompute: bool = False) -> float:
     """Most that a training step holds, ``micro`` sequences a pass."""
-    kept = micro * data.sequence_length * training_bytes_per_token(model, data, precision)
-    return STATE[precision] * ledger(model, data).params_total + kept
+    tokens = micro * data.sequence_length
+    kept = tokens * training_bytes_per_token(model, data, precision, recompute)
+    logits = min(tokens * data.vocab_size, CHUNK_LOGITS) * KEPT[precision][-1]
+    return STATE[precision] * ledger(model, data).params_total + kept + logits
 
 
-def peak_bytes(model: ModelConfig, data: DataConfig, micro: int, precision: str) -> float:
+def peak_bytes(model: ModelConfig, data: DataConfig, micro: int, precision: str, recompute: bool = False) -> float:
     """Most that a run holds beside its libraries: in a step, an evaluation or while it writes a checkpoint."""
     params = ledger(model, data).params_total
     sequences = max(1, EVAL_TOKENS // data.sequence_length)
     # no gradients, nothing kept of the blocks, but the logits of many tokens and their float log-softmax
-    evaluation = 12 * params + sequences * data.sequence_length * data.vocab_size * LOGIT[precision]
-    return max(step_bytes(model, data, micro, precision), evaluation, STORING * params)
+    logits = min(sequences * data.sequence_length * data.vocab_size, CHUNK_LOGITS)
+    evaluation = 12 * params + logits * LOGIT[precision]
+    return max(step_bytes(model, data, micro, precision, recompute), evaluation, STORING * params)
 
 
 def micro_batch(
-    model: ModelConfig, data: DataConfig, batch: int, params: int, free_bytes: float, precision: str = "fp32"
+    model: ModelConfig,
+    data: DataConfig,
+    batch: int,
+    params: int,
+    free_bytes: float,
+    precision: str = "fp32",
+    recompute: bool = False,
 ) -> int:
     """Sequences a pass: as many as memory allows beside weights, gradients and Adam's moments."""
     available = SHARE * free_bytes - STATE[precision] * params
-    tokens = min(LARGEST_TOKENS, available / training_bytes_per_token(model, data, precision))
-    return max(1, min(batch, int(tokens / data.sequence_length)))
+    of_token, of_logit = training_bytes_per_token(model, data, precision, recompute), KEPT[precision][-1]
+    tokens = available / (of_token + data.vocab_size * of_logit)
+    if tokens * data.vocab_size > CHUNK_LOGITS:
+        tokens = (available - CHUNK_LOGITS * of_logit) / of_token
+    return max(1, min(batch, int(min(LARGEST_TOKENS, tokens) / data.sequence_length)))

@@ -23,7 +23,10 @@ from modexp.models.init import stream
 from modexp.models.routed import Choice, RoutedBlock
 from modexp.models.transformer import Transformer
 from modexp.sampling.decode import Decoder
+from modexp.sampling.roofline import measured, step_seconds
 from modexp.train.hardware import wait
+
+DRAWS = 2**20  # decisions of a block; then they repeat
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,17 @@ def force_decisions(model: Transformer, seed: int) -> None:
 
 
 def forced(block: RoutedBlock, draw: torch.Generator) -> Any:
+    drawn = torch.rand(DRAWS, generator=draw) < block.capacity  # beforehand: a router that decides draws nothing
+    drawn = drawn.to(block.attention.qkv.weight.device)
+    used = 0
+
     def choose(x: Tensor) -> Choice:
-        wanted = torch.rand(x.shape[:2], generator=draw) < block.capacity
-        return type(block).choose(block, x)._replace(wanted=wanted.to(x.device))
+        nonlocal used
+        B, n = x.shape[:2]
+        if used + B * n > DRAWS:
+            used = 0
+        used += B * n
+        return type(block).choose(block, x)._replace(wanted=drawn[used - B * n : used].view(B, n))
 
     return choose
 
@@ -83,6 +94,8 @@ def compare(
     configs = {"model": model, "dense": dense_twin(model)}
     models = {name: build(config, data, seed).to(device).eval() for name, config in configs.items()}
     flops = {name: ledger(config, data).forward("causal") for name, config in configs.items()}
+    context = prompt_length + new_tokens / 2
+    machine = measured(device, sum(p.nbytes for p in models["dense"].parameters()))
     rows = []
     for batch in batches:
         prompts = torch.randint(data.vocab_size, (batch, prompt_length), generator=stream(seed, "prompts")).to(device)
@@ -96,7 +109,13 @@ def compare(
             row[name] = {
                 key: median(getattr(timing, key) for timing in found[1:]) for key in Timing.__dataclass_fields__
             }
-        row["speedup"] = row["model"]["tokens_per_second"] / row["dense"]["tokens_per_second"]
+        pairs = zip(timings["model"][1:], timings["dense"][1:], strict=True)
+        row["speedup"] = median(one.tokens_per_second / other.tokens_per_second for one, other in pairs)
         row["flops_ratio"] = flops["model"] / flops["dense"]
+        row["efficiency"] = row["speedup"] * row["flops_ratio"]
+        least = {name: step_seconds(config, data, batch, context, machine) for name, config in configs.items()}
+        row["roofline_speedup"] = least["dense"] / least["model"]
+        row["of_roofline"] = row["speedup"] / row["roofline_speedup"]
+        row |= {"flops_per_second": machine.flops_per_second, "bytes_per_second": machine.bytes_per_second}
         rows.append(row)
     return rows

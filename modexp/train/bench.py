@@ -22,7 +22,7 @@ from modexp.flops.transformer import dense_twin
 from modexp.kinds import ledger
 from modexp.plan.memory import EVAL_TOKENS, micro_batch
 from modexp.train.evaluate import evaluate
-from modexp.train.hardware import autocast, describe, matmul_limit, memory_free, wait
+from modexp.train.hardware import autocast, choose_compile, describe, matmul_limit, memory_free, wait
 from modexp.train.load import load
 from modexp.train.probe import probe, start_of
 from modexp.train.step import Stepper
@@ -51,7 +51,13 @@ class Bench:
         self.subject = subject
         self.books = ledger(config.model, config.data)
         self.micro = config.trainer.micro_batch_given or micro_batch(
-            config.model, config.data, subject.batch, self.books.params_total, memory_free(device), precision
+            config.model,
+            config.data,
+            subject.batch,
+            self.books.params_total,
+            memory_free(device),
+            precision,
+            config.trainer.activation_checkpointing,
         )
         self.other = self.micro // 2 or 2  # sequences of a second pass: two make a line
         self.stepper = Stepper(config, device, precision)
@@ -163,7 +169,7 @@ def measure(
     return {
         "device": describe(device),
         "precision": precision,
-        "compile": first.trainer.compile,
+        "compile": choose_compile(first.trainer.compile, device, first.budget.flops),
         "repeats": repeats,
         "matmul_flops_per_second": limit,
         "start_seconds": start["start_seconds"],

@@ -56,7 +56,7 @@ def run_pass(
     for batch in batches:
         mine = world.share(len(batch))
         chunk = (batch[mine.start : mine.stop] if mine else batch[:1]).to(device)
-        with autocast(device, precision), part_of(len(batch), mine.start if mine else 0):
+        with autocast(device, precision), part_of(len(batch), mine.start if mine else 0, device):
             output = model(chunk[:, :-1], chunk[:, 1:], causal)
         total += output.loss.item() * len(mine)
         sequences += len(batch)

@@ -12,8 +12,11 @@ import torch
 
 from modexp.errors import UserError
 
-# On CPUs with bf16 matrix units, bf16 pays from this width on; below, casting costs more than it saves.
+# On CPUs that multiply in bf16 (AMX, AVX512-BF16), bf16 pays from this width on: half as fast again without AMX,
+# which at width 128 gains a sixth. Narrower still, casting costs what it saves.
 CPU_BF16_WIDTH = 256
+
+COMPILE_FLOPS = 1e17  # some minutes of a current GPU
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -37,8 +40,14 @@ def choose_precision(wanted: str, device: torch.device, widths: Iterable[int]) -
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    has_units = torch.cpu._is_amx_tile_supported()
+    has_units = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return "bf16" if has_units and min(widths) >= CPU_BF16_WIDTH else "fp32"
+
+
+def choose_compile(wanted: bool | str, device: torch.device, flops: float) -> bool:
+    """``auto``: on a GPU, for a run of so many FLOPs that it repays the minute that compiling takes. On a CPU compiling
+    gains too little."""
+    return wanted is True or (wanted == "auto" and device.type == "cuda" and flops >= COMPILE_FLOPS)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

@@ -99,6 +99,8 @@ class Training:
         if self.device.type == "cpu":
             torch.set_num_threads(trainer.threads)
         self.corpus = corpus_of(self.config, self.promise)
+        if world.leads:
+            self.corpus.keep_tokenizer(run.path)
         self.held_out = torch.from_numpy(self.corpus.validation(trainer.eval_sequences))
         if len(self.held_out) < trainer.eval_sequences:
             say(f"the held-out text holds {len(self.held_out)} of the {trainer.eval_sequences} sequences asked for")

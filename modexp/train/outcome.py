@@ -8,7 +8,7 @@ from typing import Any
 
 from modexp.config.root import Config, to_tree
 from modexp.config.routing import LayersConfig
-from modexp.kinds import realised_forward
+from modexp.kinds import ledger, realised_forward
 from modexp.runs import RunDir
 from modexp.train.provenance import provenance
 from modexp.train.trackers import RunInfo
@@ -33,6 +33,7 @@ def outcome(
 ) -> dict[str, Any]:
     """The content of result.json. Losses are nats a token, from the last line of the metrics; ``None`` if diverged."""
     plan = promise["plan"]
+    again = ledger(config.model, config.data).recomputed() if config.trainer.activation_checkpointing else 0
     rows = run.metrics()
     last = rows[-1] if rows and not diverged else {}
     result = {
@@ -48,6 +49,7 @@ def outcome(
         "flops_consumed": consumed.sequences * plan["training_flops_per_sequence"],
         "flops_shared": consumed.shared_sequences * plan["training_flops_per_sequence"],
         "flops_planned": plan["flops"],
+        "flops_recomputed": consumed.sequences * again,  # beside the budget
         "validation": {k.removeprefix("val/"): v for k, v in last.items() if k.startswith("val/")},
         "train_seconds": consumed.train_seconds,
         "eval_seconds": consumed.eval_seconds,

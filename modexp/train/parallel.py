@@ -14,34 +14,53 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from modexp.config.root import Config
+from modexp.errors import UserError
 from modexp.models.loss import training_loss
 from modexp.models.transformer import Transformer
-from modexp.train.hardware import autocast
+from modexp.train.hardware import autocast, choose_compile
+from modexp.train.recompute import averages_of, recompute
 from modexp.train.world import World
 
 
 class Objective(nn.Module):
     """A model and its loss: DDP must see which parameters reach the loss, not which reach some output."""
 
-    def __init__(self, model: Any, device: torch.device, precision: str) -> None:
+    def __init__(self, model: Transformer, device: torch.device, precision: str, compiled: bool = False) -> None:
         super().__init__()
         self.model, self.device, self.precision = model, device, precision
+        # one graph, for one shape: a break would cost more than it is allowed to go unseen
+        self.fast = torch.compile(model.forward, fullgraph=True, dynamic=False) if compiled else model
 
-    def forward(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """What is minimised, and the language model's loss in nats a token; both of (B, T) tokens."""
+    def forward(self, tokens: Tensor, targets: Tensor, usual: bool = True) -> tuple[Tensor, Tensor]:
+        """What is minimised, and the language model's loss in nats a token; both of (B, T) tokens.
+
+        A pass that is not of the ``usual`` size is not worth compiling for.
+        """
         with autocast(self.device, self.precision):
-            return training_loss(self.model(tokens, targets))
+            return training_loss((self.fast if usual else self.model)(tokens, targets))
 
 
 def spread(model: Transformer, config: Config, device: torch.device, precision: str, world: World) -> Any:
     """Bring ``model`` to its device, or its pieces to theirs; returns its :class:`Objective`, as it is to be called.
     Comes before the optimizer, which must know the pieces."""
     trainer = config.trainer
+    compiled = choose_compile(trainer.compile, device, config.budget.flops)
+    if trainer.activation_checkpointing:
+        if averages_of(model) and compiled:  # a compiler cannot put them back while it computes a block again
+            if trainer.compile is True:
+                raise UserError(
+                    f"trainer.compile=true does not go with trainer.activation_checkpointing=true in"
+                    f" model={config.model.kind}, whose blocks keep running averages",
+                    "leave one of them out",
+                )
+            compiled = False
+        for block in model.blocks:
+            recompute(block)
     if world.size > 1 and trainer.parallel == "fsdp":
-        shard(model, device, trainer.compile)
+        shard(model, device, compiled)
         return Objective(model, device, precision)
     model.to(device)
-    objective = Objective(torch.compile(model) if trainer.compile else model, device, precision)
+    objective = Objective(model, device, precision, compiled)
     if world.size == 1:
         return objective
     with warnings.catch_warnings():

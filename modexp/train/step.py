@@ -14,6 +14,7 @@ from modexp.models.transformer import Transformer
 from modexp.train.hardware import is_out_of_memory, release
 from modexp.train.optimizer import clip_gradients, make_optimizer
 from modexp.train.parallel import keeping_gradients, spread
+from modexp.train.recompute import averages_of
 from modexp.train.world import ALONE, World
 
 
@@ -34,8 +35,7 @@ class Stepper:
         self.model: Transformer = build(config.model, config.data, config.seed)
         self.objective: Any = spread(self.model, config, device, precision, world)
         self.optimizer = make_optimizer(self.model, config.optim)
-        kept = self.model.state_dict().keys()
-        self.averages = [b for name, b in self.model.named_buffers() if name in kept]  # that a pass moves
+        self.averages = averages_of(self.model)  # that a pass moves
 
     def step(self, batch: Tensor, micro: int, lr: float, seed: int) -> tuple[Tensor, Tensor]:
         """Train on ``batch`` (B, T + 1), ``micro`` sequences a pass, at rate ``lr``; ``seed`` is of the routers' noise.
@@ -78,8 +78,11 @@ class Stepper:
             for average, value in zip(self.averages, before, strict=True):
                 average.copy_(value)
             torch.manual_seed(seed)
-            with part_of(B, part.start if part else 0), keeping_gradients(self.objective, number < len(passes)):
-                total, loss = self.objective(chunk[:, :-1], chunk[:, 1:])
+            with (
+                part_of(B, part.start if part else 0, self.device),
+                keeping_gradients(self.objective, number < len(passes)),
+            ):
+                total, loss = self.objective(chunk[:, :-1], chunk[:, 1:], len(chunk) == micro)
                 (total * (weight * self.world.size)).backward()
             for mean, value in zip(means, [loss.detach(), *self.averages], strict=True):
                 mean += value * weight

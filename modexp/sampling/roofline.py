@@ -1,0 +1,74 @@
+"""The least time of a decoding step: each matmul takes its FLOPs at the machine's rate or its bytes at its bandwidth.
+
+A block's weights are read if any row of the batch goes through it, so with many rows the ratio of FLOPs alone is no
+limit: this one is. B rows, c tokens of context, each row through a block or expert with probability p.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from math import comb
+
+import torch
+
+from modexp.config.data import DataConfig
+from modexp.config.model import ModelConfig
+from modexp.flops.ledger import Term
+from modexp.kinds import ledger
+from modexp.train.hardware import matmul_limit, wait
+
+ITEM = 4  # bytes of a weight and of a cached value, which are fp32
+
+
+@dataclass(frozen=True)
+class Machine:
+    flops_per_second: float  # of a large matmul
+    bytes_per_second: float  # of reading as much as the weights take, from wherever so much lies: a cache, or memory
+
+
+def measured(device: torch.device, weight_bytes: int) -> Machine:
+    """Both limits, the best of a few, on the threads that torch has."""
+    n = 1024
+    rows = torch.ones(max(1, weight_bytes // (ITEM * n)), n, device=device)
+    x = torch.ones(n, device=device)
+    best = float("inf")
+    for _ in range(10):
+        wait(device)
+        begin = time.perf_counter()
+        rows @ x
+        wait(device)
+        best = min(best, time.perf_counter() - begin)
+    return Machine(matmul_limit(device, "fp32"), rows.nbytes / best)
+
+
+def step_seconds(model: ModelConfig, data: DataConfig, batch: int, context: float, machine: Machine) -> float:
+    """Expected least time of one step of ``batch`` rows that hold ``context`` tokens each."""
+    _, width, _ = model.shape
+    terms = [term for term in ledger(model, data).terms if term.is_matmul]
+    return sum(term.count * seconds(term, model, width, batch, context, machine) for term in terms)
+
+
+def seconds(term: Term, model: ModelConfig, width: int, batch: int, context: float, machine: Machine) -> float:
+    """Of one block's term, over how many rows there are in it."""
+    if term.params:
+        # of experts each has weights of its own, read if a row meets it
+        copies = getattr(model, "experts", 1) if term.name in EXPERTS else 1
+        of_row, weights = 2 * term.params / copies, ITEM * term.params / copies
+        return copies * sum(
+            chance * max(n * of_row / machine.flops_per_second, weights / machine.bytes_per_second)
+            for n, chance in rows(batch, term.share)
+            if n
+        )
+    held = context * term.share  # scores or values: each row reads its own keys or values
+    row = max(2 * held * width / machine.flops_per_second, ITEM * held * width / machine.bytes_per_second)
+    return batch * term.share * row
+
+
+EXPERTS = ("experts.in", "experts.gate", "experts.up", "experts.down", "experts.out")
+
+
+def rows(batch: int, share: float) -> list[tuple[int, float]]:
+    """How many of ``batch`` rows take part, each with probability ``share``, and how likely that is."""
+    p = min(1.0, share)
+    return [(n, comb(batch, n) * p**n * (1 - p) ** (batch - n)) for n in range(batch + 1)]

@@ -1,0 +1,80 @@
+"""What only a GPU can show: `make test-gpu`. The speed bars: `modexp bench step` and `modexp bench decode` there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from modexp.cli.compose import configuration
+from modexp.kinds import KINDS
+from modexp.models.build import build
+from modexp.sampling.decode import Decoder, padded
+from modexp.train.loop import train
+from modexp.train.step import Stepper
+from tests.test_train import MOD, planned
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+SHAPE = ["model.n_layers=4", "model.d_model=256", "model.n_heads=4", "data=python", "data.sequence_length=256"]
+
+
+def stepper_of(kind: str, *words: str) -> Stepper:
+    return Stepper(configuration([f"model={kind}", *SHAPE, *words]), torch.device("cuda"), "bf16")
+
+
+def batch_of(seed: int) -> torch.Tensor:
+    return torch.randint(256, (8, 257), generator=torch.Generator().manual_seed(seed)).cuda()
+
+
+@pytest.mark.parametrize("compiled", ["true", "false"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_step_waits_for_the_device(kind: str, compiled: str) -> None:
+    """Two passes a step: what goes on between passes may not wait either."""
+    stepper = stepper_of(kind, f"trainer.compile={compiled}")
+    for seed in range(3):
+        stepper.step(batch_of(seed), 4, 1e-3, seed)
+    batch = batch_of(3)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss, norm = stepper.step(batch, 4, 1e-3, 3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert loss.isfinite()
+    assert norm.isfinite()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_compiled_again_after_the_first_step(kind: str) -> None:
+    import torch._dynamo as dynamo
+
+    dynamo.reset()
+    stepper = stepper_of(kind, "trainer.compile=true")
+    stepper.step(batch_of(0), 4, 1e-3, 0)
+    with dynamo.config.patch(error_on_recompile=True):
+        for seed in range(1, 4):
+            stepper.step(batch_of(seed)[: 7 + seed % 2], 4, 1e-3, seed)  # the last pass of a step may be smaller
+    dynamo.reset()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cached_decoding_on_a_gpu_is_the_whole_forward(kind: str) -> None:
+    config = configuration([f"model={kind}", *SHAPE])
+    model = build(config.model, config.data, 0).cuda().eval()
+    prompts = [torch.arange(3, 3 + n).remainder(256).tolist() for n in (5, 1, 9)]
+    tokens, valid = padded(prompts, torch.device("cuda"))
+    found = Decoder(model, 3, 32).logits(tokens, valid)
+    with torch.inference_mode():
+        for row, prompt in enumerate(prompts):
+            whole = model(torch.tensor([prompt], device="cuda"), causal=True).logits[0, -1]
+            torch.testing.assert_close(found[row], whole, rtol=1e-4, atol=1e-4)
+
+
+def test_trains_on_a_gpu(tmp_path: Path, tiny: list[str]) -> None:
+    overrides = [o for o in tiny if "threads" not in o]
+    run = planned(tmp_path / "r", [*overrides, *MOD, "budget=2e10", "trainer.device=cuda"])
+    assert train(run.path)["loss"] < 5.0

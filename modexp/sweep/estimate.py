@@ -16,7 +16,7 @@ from modexp.kinds import ledger
 from modexp.plan.cost import from_measurement
 from modexp.plan.grid import PlannedRun
 from modexp.train.bench import Subject, measure
-from modexp.train.hardware import choose_device, describe
+from modexp.train.hardware import choose_compile, choose_device, describe
 from modexp.train.load import load
 
 AFFORDABLE = {"cpu": 3e11, "cuda": 3e14}  # FLOPs of a pass that is timed: seconds where nothing was optimised
@@ -41,7 +41,7 @@ def measured_here(runs: Sequence[PlannedRun], precision: str, kept: Path) -> dic
         mine = [run for run in affordable if run.plan.arm == arm]
         chosen += [mine[0], mine[-1]][: len(mine)]
     found = read_kept(kept)
-    compiled = runs[0].config.trainer.compile
+    compiled = choose_compile(chosen[0].config.trainer.compile, device, chosen[0].config.budget.flops)
     here = {"host": platform.node(), "device": describe(device), "precision": precision, "compile": compiled}
     if here.items() <= found.items() and spans(found, chosen) and not (found["busy"] and not load().sentence):
         return found

@@ -127,6 +127,11 @@ class RunDir:
         with claim.claimed(self.path) as self.claim:
             yield
 
+    def fail(self, reason: str) -> None:
+        """Keep why this attempt failed, unless the run is another process's by now."""
+        if self.claim is None or self.claim.path.exists():
+            write_text(self.error_path, f"{reason}\n")
+
     def check_claim(self) -> None:
         """RunFailed where another process took this run over."""
         if self.claim:

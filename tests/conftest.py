@@ -9,11 +9,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 
 import shutil
+import signal
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# a shell starts what stands before an & deaf to Ctrl-C, and processes pass that on; tests send theirs one
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

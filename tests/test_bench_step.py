@@ -113,7 +113,7 @@ def test_a_busy_machine_is_told() -> None:
 def test_this_process_began_before_now() -> None:
     import time
 
-    assert 0 < time.time() - process_began() < 86_400
+    assert 0 < time.monotonic() - process_began() < 86_400
 
 
 WORDS = ["bench", "step", "--repeats", "1", "model.n_layers=2", "model.d_model=16", "model.n_heads=1"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from modexp.analysis.records import records
+from modexp.cli.compose import arms_of, load_sweep
 from modexp.config.data import PythonData
 from modexp.config.experts import MoEConfig
 from modexp.config.model import BaselineConfig, ModelConfig
@@ -23,6 +24,7 @@ from modexp.errors import UserError
 from modexp.kinds import ledger
 from modexp.plan import memory
 from modexp.plan.cost import GPUS, Point, Speed, assumed, factor_for, from_measurement, measured, predict
+from modexp.plan.grid import PlannedRun, plan_budget
 from modexp.plan.memory import KEPT, micro_batch, peak_bytes, training_bytes_per_token
 from modexp.plan.run import plan_run
 
@@ -237,3 +239,51 @@ def test_a_study_keeps_what_was_predicted_beside_what_was_measured(
     assert 0.6 < row["predicted_memory_bytes"] / row["peak_memory_bytes"] < 1.6
     assert modexp_cli("plan", "small.yaml", "--bench", "runs/small/bench.json") == 0
     assert "measured on" in capsys.readouterr().err
+
+
+def test_a_sweep_measures_once_on_a_machine(tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study that goes on need not, but for other sizes, on another machine, or where the first time was disturbed."""
+    from modexp.sweep import estimate
+    from modexp.train.bench import Subject
+    from modexp.train.hardware import describe
+    from modexp.train.load import Load
+
+    (tmp_path / "small.yaml").write_text(
+        f"budgets: [1e9]\narms: {{mod: [model=mod]}}\ngrid: {{points: 3}}\noverrides: {json.dumps(tiny)}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    name, sweep = load_sweep("small.yaml", [], [])
+    small, large = (plan_budget(arms_of(name, sweep), budget, [0], sweep.grid).runs for budget in (1e9, 1e11))
+    calls: list[int] = []
+    kept = tmp_path / "bench.json"
+    load = Load(0.0, 2, 0.0, 0.0)
+    monkeypatch.setattr(estimate, "load", lambda: load)
+
+    def measure(subjects: Sequence[Subject], device: Any, precision: str, *_: Any, **__: Any) -> dict[str, Any]:
+        calls.append(len(subjects))
+        sizes = [ledger(s.config.model, s.config.data).forward() / s.config.data.sequence_length for s in subjects]
+        rows = [{**MEASURED["rows"][0], "arm": "mod", "flops_per_token": size} for size in sizes]
+        return {**MEASURED, "device": describe(device), "precision": precision, "compile": False, "rows": rows}
+
+    monkeypatch.setattr(estimate, "measure", measure)
+
+    def asked(runs: Sequence[PlannedRun], precision: str = "fp32") -> int:
+        calls.clear()
+        kept.write_text(json.dumps(estimate.measured_here(runs, precision, kept)))
+        return len(calls)
+
+    def change(**fields: Any) -> None:
+        kept.write_text(json.dumps({**json.loads(kept.read_text()), **fields}))
+
+    assert asked(small) == 1
+    assert asked(small) == asked(small[1:2]) == 0
+    assert asked(large) == 1, "larger than what was measured"
+    change(host="another")
+    assert asked(large) == 1
+    change(busy="the machine was busy")
+    assert asked(large) == 1
+    change(busy="the machine was busy")
+    load = Load(1.0, 2, 1.0, 0.0)
+    assert asked(large) == 0, "as busy as it was"
+    kept.write_text("{")
+    assert asked(small) == 1

@@ -2,7 +2,7 @@
 same bits, or says in a sentence why not.
 
 Elsewhere: directories that cannot be written (test_cli), a damaged cache and changed text (test_data), a flipped bit in
-a checkpoint and other plans (test_train), memory (test_oom), W&B (test_sync), clocks and dead processes (test_claim).
+a checkpoint and other plans (test_resume), memory (test_oom), W&B (test_sync), clocks and dead processes (test_claim).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import os
 import pickle
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,40 @@ def test_a_disk_that_fills_before_the_result(
         train(stopped.path)
     assert stopped.state() == "failed"
     assert "No space left on device" in stopped.error()
+    monkeypatch.undo()
+    train(stopped.path)
+    same_outcome(straight, stopped)
+
+
+def test_a_disk_that_fills_while_metrics_are_written(
+    straight: RunDir, stopped: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's own full device in place of the file, once the run has cut it to its checkpoint."""
+
+    def open_full(path: Any, *mode: Any) -> Any:
+        return open("/dev/full" if path == stopped.metrics_path else path, *mode)
+
+    monkeypatch.setattr(loop, "open", open_full, raising=False)
+    monkeypatch.setattr(loop.os, "fsync", lambda _: None)  # that device knows no such thing
+    with pytest.raises(RunFailed, match="No space left on device"):
+        train(stopped.path)
+    assert stopped.state() == "failed"
+    monkeypatch.undo()
+    train(stopped.path)
+    same_outcome(straight, stopped)
+
+
+def read_only(*_: Any, **__: Any) -> Any:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+def test_a_directory_that_becomes_read_only(straight: RunDir, stopped: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a disk with errors is mounted again: not even the reason can be kept there."""
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    monkeypatch.setattr("modexp.files.tempfile.mkstemp", read_only)
+    with pytest.raises(UserError, match="cannot be written: Read-only file system"):
+        train(stopped.path)
+    assert stopped.state() == "stopped"
     monkeypatch.undo()
     train(stopped.path)
     same_outcome(straight, stopped)
@@ -201,6 +236,41 @@ def test_a_hostile_state_is_a_sentence(state: str, stopped: RunDir, capsys: Capt
     (newest / "state.json").write_text(state)
     Training(stopped, Stop())
     assert f"{newest} is passed over: " in capsys.readouterr().err
+
+
+# ---- clocks, and other processes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jump", [86_400.0, -86_400.0])
+def test_a_clock_that_jumps_is_no_time_spent(jump: float, stopped: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, evaluate = time.time, Training.evaluate
+    before = stopped.metrics()[-1]["step"]
+
+    def evaluate_later(self: Training) -> dict[str, float]:
+        monkeypatch.setattr(time, "time", lambda: plain() + jump)
+        return evaluate(self)
+
+    monkeypatch.setattr(Training, "evaluate", evaluate_later)
+    result = train(stopped.path)
+    assert result["steps"] > before
+    assert result["train_seconds"] < result["wall_seconds"] < 600
+
+
+def test_a_run_that_another_process_took_over_is_left_to_it(stopped: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even a reason of failure is left there: the run has not failed."""
+    save = Training.save
+
+    def save_late(self: Training) -> None:
+        assert self.run.claim
+        self.run.claim.path.rename(self.run.path / ".claim-9")
+        save(self)
+
+    monkeypatch.setattr(Training, "save", save_late)
+    before = checkpoint.saved(stopped.checkpoints)
+    with pytest.raises(RunFailed, match="was taken over by another process"):
+        train(stopped.path)
+    assert not stopped.error_path.exists()
+    assert checkpoint.saved(stopped.checkpoints) == before
 
 
 # ---- what the run rests on -----------------------------------------------------------------------------------------

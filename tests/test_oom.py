@@ -90,6 +90,19 @@ def test_not_even_one_sequence(tmp_path: Path, tiny: list[str], monkeypatch: pyt
     assert RunDir(run.path).state() == "failed"
 
 
+def test_several_processes_are_told_what_to_set(
+    tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One cannot take its step again alone: the others are in the middle of theirs."""
+    run = planned(tmp_path / "r", [*tiny, *MOD, "budget=2e9"])
+    full_above(monkeypatch, 0, range(10), ERRORS[0])
+    training = Training(run, Stop())
+    monkeypatch.setattr(training.world.__class__, "size", 2)
+    with pytest.raises(RunFailed, match=r"one of 2 processes ran out of memory with 4 sequences a pass: CUDA out") as e:
+        training.step()
+    assert "set trainer.micro_batch=2" in e.value.next_step
+
+
 def test_the_smaller_passes_survive_a_stop(tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     run = planned(tmp_path / "r", [*tiny, *MOD, "budget=2e9"])
     full_above(monkeypatch, 2, range(10), ERRORS[0])

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from modexp.cli import status
+from modexp.cli.common import print_table, table_of
 from modexp.runs import RunDir, run_dirs
 from modexp.sweep.left import left_of, seconds_left
 from modexp.sweep.queue import opened
@@ -74,6 +76,19 @@ def test_every_state_is_told(modexp_cli: Cli, capsys: Captured, study: Path) -> 
     assert "; to finish: " in captured.err
 
 
+def test_json_tells_what_each_run_would_cost_to_finish(modexp_cli: Cli, capsys: Captured, study: Path) -> None:
+    half, none, *_ = run_dirs(study)
+    unfinished(half, 0.5)
+    unfinished(none)
+    assert modexp_cli("status", "--json") == 0
+    rows = {row["run"]: row for row in json.loads(capsys.readouterr().out)}
+    left = {name: row["flops_left"] for name, row in rows.items() if row["flops_left"]}
+    plans = [run.plan()["plan"] for run in (half, none)]
+    assert left == {half.name: pytest.approx(plans[0]["flops"] / 2), none.name: plans[1]["flops"]}
+    assert rows[half.name]["seconds_left"] == pytest.approx(plans[0]["tokens"] / 2 / 1000, rel=1e-3), "at its own pace"
+    assert rows[none.name]["seconds_left"] > 0
+
+
 def test_nothing_is_written(modexp_cli: Cli, study: Path) -> None:
     """Not even a directory's time: the study changed last is the one that status and fit take for meant."""
     unfinished(run_dirs(study)[0], 0.3)
@@ -127,3 +142,37 @@ def test_watch_follows_to_the_end(
 def test_a_study_at_rest_is_not_waited_for(modexp_cli: Cli, study: Path) -> None:
     unfinished(run_dirs(study)[0], 0.5)
     assert modexp_cli("status", "--watch") == 0
+
+
+def test_a_table_of_many_runs_looks_like_one_of_few(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows are printed together, for speed, but where a long note must wrap."""
+    rows = [[f"run-{i}", "done" if i % 2 else "failed", "1" * i, "as it is"] for i in range(1, 30)]
+    columns = ("run", "status", "steps", "note")
+
+    def printed(rows: list[list[str]]) -> list[str]:
+        print_table(columns, rows)
+        return capsys.readouterr().out.splitlines()
+
+    whole = printed(rows)
+    Console(highlight=False, width=4096).print(table_of(columns, rows))
+    assert whole == capsys.readouterr().out.splitlines()
+    assert printed([])
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # as on a terminal
+    monkeypatch.setenv("COLUMNS", "60")
+    rows[3][3] = "a note that is far too long for a line of " + "this terminal " * 4
+    text = printed(rows)
+    (line,) = [i for i, text in enumerate(text) if "run-5 " in text]
+    assert "1" * 5 in text[line]
+    assert "as it is" in text[line]
+    assert "run" not in text[line - 1], "what the note above goes on with"
+
+
+def test_too_many_curves_are_refused(
+    modexp_cli: Cli, capsys: Captured, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modexp.cli.plot.MOST_CURVES", 3)
+    assert modexp_cli("plot", "curves") == 2
+    assert "more than one figure can tell apart" in capsys.readouterr().err
+    name = run_dirs(study)[0].name
+    assert modexp_cli("plot", "curves", "--run", name) == 2
+    assert "has logged a training loss" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -65,14 +66,21 @@ def test_what_a_healthy_server_has_is_not_sent_again(
     assert len(server.asked) == asked
 
 
-def test_a_server_that_hangs_mid_run(
-    run: RunDir, server: SimpleNamespace, modexp_cli: Cli, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fault", ["hangs", "dies"])
+def test_a_server_that_fails_mid_run(
+    fault: str,
+    run: RunDir,
+    server: SimpleNamespace,
+    modexp_cli: Cli,
+    capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It answers the start and nothing after it; every row waits for modexp sync."""
     plain = wandb_tracker.WandbMirror.log
+    strike = server.silent.set if fault == "hangs" else server.die
 
     def log(self: wandb_tracker.WandbMirror, row: dict[str, Any]) -> None:
-        server.silent.set()
+        strike()
         begin = time.monotonic()
         plain(self, row)
         assert time.monotonic() - begin < 0.5, "the run waited for the server"
@@ -87,10 +95,11 @@ def test_a_server_that_hangs_mid_run(
 
     monkeypatch.setattr(wandb_tracker.WandbMirror, "log", plain)
     server.silent.clear()
-    assert modexp_cli("sync", str(run.path)) == 0
-    assert steps_of(server.rows) == steps_of(run.metrics())
-    assert server.exit_code == 0
-    assert modexp_cli("sync", str(run.path)) == 0
+    with nullcontext(server) if fault == "hangs" else serving(monkeypatch, KEY) as well:
+        assert modexp_cli("sync", str(run.path)) == 0
+        assert steps_of(well.rows) == steps_of(run.metrics())
+        assert well.exit_code == 0
+        assert modexp_cli("sync", str(run.path)) == 0
     assert "1 complete before" in capsys.readouterr().err
 
 

@@ -1,16 +1,11 @@
-"""Training: budgets spent to the FLOP, runs that die and go on with the same bits, results that are told."""
+"""Training: budgets spent to the FLOP, what may change no number, results that are told."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
-import os
-import random
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +17,6 @@ import modexp
 from modexp.cli.compose import configuration
 from modexp.cli.train import with_text
 from modexp.config.root import Config
-from modexp.errors import Interrupted, UserError
 from modexp.plan.run import plan_run, resolve_shape
 from modexp.runs import RunDir, create
 from modexp.train import checkpoint
@@ -102,89 +96,18 @@ class StopAt(Stop):
         pass
 
 
-def test_stopped_run_goes_on_with_the_same_bits(tmp_path: Path, tiny: list[str]) -> None:
-    overrides = [*tiny, *MOD, "budget=2e10", "trainer.log_every=7"]
-    straight, stopped = planned(tmp_path / "a", overrides), planned(tmp_path / "b", overrides)
-    train(straight.path)
-    for at in (5, 40):
-        with pytest.raises(Interrupted, match="its state is saved"):
-            Training(stopped, StopAt(at)).to_the_end()
-        assert stopped.result() is None
-    train(stopped.path)
-    same_outcome(straight, stopped)
-
-
-def kill_at_random(run: RunDir, seconds: float, rng: random.Random) -> bool:
-    """Train in a process of its own and kill it after a random while; whether it was finished by then."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "modexp", "train", "--run", str(run.path)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    try:
-        process.wait(rng.uniform(0.0, seconds))
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-    _, complaint = process.communicate()
-    assert process.returncode in (0, -signal.SIGKILL), complaint.decode()
-    return run.result() is not None
-
-
-def killed_and_resumed(tmp_path: Path, overrides: list[str], kills: int) -> None:
-    straight, killed = planned(tmp_path / "a", overrides), planned(tmp_path / "b", overrides)
-    begin = time.monotonic()
-    subprocess.run([sys.executable, "-m", "modexp", "train", "--run", str(straight.path)], check=True,
-                   capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
-    whole = time.monotonic() - begin
-    rng, done = random.Random(0), 0
-    for _ in range(kills):
-        # a run that finished under the knife starts anew: every kill meets a living process
-        if kill_at_random(killed, min(whole, 6.0), rng):
-            same_outcome(straight, killed)
-            done += 1
-            killed = planned(tmp_path / f"b{done}", overrides)
-    train(killed.path)
-    same_outcome(straight, killed)
-    assert not list(killed.path.rglob(".step-*")), "a half-written checkpoint was left behind"
-
-
-def test_killed_run_goes_on_with_the_same_bits(tmp_path: Path, tiny: list[str]) -> None:
-    killed_and_resumed(tmp_path, [*tiny, *MOD, "budget=3e10", "trainer.checkpoint_minutes=0"], kills=2)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_twenty_kills(tmp_path: Path, tiny: list[str]) -> None:
-    overrides = [*tiny, *MOD, "budget=1e11", "trainer.checkpoint_minutes=0.005"]
-    killed_and_resumed(tmp_path, overrides, kills=20)
-
-
-def test_damaged_checkpoint_falls_back_to_the_one_before(
-    tmp_path: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    overrides = [*tiny, *MOD, "budget=2e10", "trainer.checkpoint_minutes=0", "trainer.keep_checkpoints=3"]
-    straight, damaged = planned(tmp_path / "a", overrides), planned(tmp_path / "b", overrides)
-    train(straight.path)
-    with pytest.raises(Interrupted):
-        Training(damaged, StopAt(20)).to_the_end()
-    newest = checkpoint.saved(damaged.checkpoints)[-1] / "model.safetensors"
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1
-    newest.write_bytes(content)
-    train(damaged.path)
-    assert "is passed over: model.safetensors is damaged" in capsys.readouterr().err
-    same_outcome(straight, damaged)
-
-
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path, tiny: list[str]) -> None:
-    """The micro-batch is not science: 4 at once, 3 + 1 and one at a time train alike to rounding."""
+    """The micro-batch is not science: 4 at once, 3 + 1 and one at a time train alike to rounding, until that first
+    decides which token a router takes."""
     losses = []
     for micro in (4, 3, 1):
-        run = planned(tmp_path / str(micro), [*tiny, *MOD, "budget=3e9", f"trainer.micro_batch={micro}"])
-        losses.append(train(run.path)["loss"])
-    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
-    assert losses[0] == pytest.approx(losses[2], abs=1e-4)
+        words = [*tiny, *MOD, "budget=1.5e9", "trainer.log_every=1", f"trainer.micro_batch={micro}"]
+        run = planned(tmp_path / str(micro), words)
+        train(run.path)
+        losses.append([row["train/loss"] for row in run.metrics()[:12]])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert losses[0] == pytest.approx(losses[2], abs=1e-5)
+    assert losses[0][-1] < losses[0][0] - 0.5, "weights have moved"
 
 
 def test_predictor_has_no_effect_on_the_language_model(tmp_path: Path, tiny: list[str]) -> None:
@@ -205,32 +128,6 @@ def test_predictor_has_no_effect_on_the_language_model(tmp_path: Path, tiny: lis
     assert len(losses[0]) > 30
 
 
-def test_cadence_may_change_on_resume(tmp_path: Path, tiny: list[str]) -> None:
-    overrides = [*tiny, *MOD, "budget=3e9"]
-    run = planned(tmp_path / "r", [*overrides, "trainer.log_every=20", "trainer.micro_batch=2"])
-    with pytest.raises(Interrupted):
-        Training(run, StopAt(5)).to_the_end()
-    before = run.plan_path.read_bytes()
-    planned(run.path, [*overrides, "trainer.log_every=1"])
-    assert run.plan_path.read_bytes() == before
-    train(run.path)
-    steps = [row["step"] for row in run.metrics()]
-    assert steps[-10:] == list(range(steps[-1] - 9, steps[-1] + 1))
-
-
-def test_a_run_keeps_its_micro_batch_when_memory_changes(
-    tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = planned(tmp_path / "r", [*tiny, *MOD, "budget=3e9"])
-    first = Training(run, StopAt(5))
-    assert first.state.micro == 4
-    with pytest.raises(Interrupted):
-        first.to_the_end()
-    monkeypatch.setattr("modexp.train.loop.memory_free", lambda device: 1)
-    assert Training(run, Stop()).state.micro == 4
-    assert Training(planned(tmp_path / "s", [*tiny, *MOD, "budget=3e9"]), Stop()).state.micro == 1
-
-
 def test_diverged_run_stops_with_its_reason(tmp_path: Path, tiny: list[str]) -> None:
     run = planned(tmp_path / "r", [*tiny, *MOD, "budget=2e10", "optim.lr=1e30", "schedule.warmup=0"])
     result = train(run.path)
@@ -238,51 +135,6 @@ def test_diverged_run_stops_with_its_reason(tmp_path: Path, tiny: list[str]) -> 
     assert "train/loss is nan at step 10" in result["error"]
     assert result["loss"] is None
     assert run.state() == "diverged"
-
-
-def test_a_run_in_use_is_left_alone(tmp_path: Path, tiny: list[str]) -> None:
-    run = planned(tmp_path / "r", [*tiny, *MOD, "budget=3e9"])
-    with run.locked():
-        assert run.state() == "running"
-        with pytest.raises(UserError, match="trained by another process"):
-            train(run.path)
-    assert run.state() == "planned"
-
-
-def test_another_plan_in_the_directory_is_refused(tmp_path: Path, tiny: list[str]) -> None:
-    run = planned(tmp_path / "r", [*tiny, *MOD, "budget=3e9"])
-    before = {p.name: p.read_bytes() for p in run.path.iterdir() if p.is_file()}
-    with pytest.raises(UserError, match=r"model.capacity is 0.125 there and 0.5 here"):
-        planned(run.path, [*tiny, *MOD, "budget=3e9", "model.capacity=0.5"])
-    assert {p.name: p.read_bytes() for p in run.path.iterdir() if p.is_file()} == before
-
-
-def test_changed_text_is_refused(tmp_path: Path, tiny: list[str]) -> None:
-    corpus = tmp_path / "corpus"
-    corpus.mkdir()
-    for i in range(60):
-        (corpus / f"{i}.txt").write_text(f"document {i} " * 200)
-    words = [*tiny, f"data.paths=[{corpus}/*.txt]", *MOD, "budget=3e9"]
-    planned(tmp_path / "r", words)
-    (corpus / "0.txt").write_text("something else " * 200)
-    with pytest.raises(UserError, match="was planned on data with content hash"):
-        planned(tmp_path / "r", words)
-
-
-def test_failure_is_written_down(tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    run = planned(tmp_path / "r", [*tiny, *MOD, "budget=3e9"])
-
-    def broken(self: Training) -> Any:
-        raise ZeroDivisionError("no such thing")
-
-    monkeypatch.setattr(Training, "to_the_end", broken)
-    with pytest.raises(modexp.errors.RunFailed, match="ZeroDivisionError: no such thing"):  # type: ignore[attr-defined]
-        train(run.path)
-    assert run.state() == "failed"
-    assert "ZeroDivisionError" in run.error()
-    monkeypatch.undo()
-    assert train(run.path)["status"] == "done"
-    assert run.error() == ""
 
 
 def test_loads_from_python(tmp_path: Path, tiny: list[str]) -> None:

@@ -21,7 +21,7 @@ import torch
 from modexp.analysis.points import select, shared_trunks
 from modexp.analysis.records import records
 from modexp.cli import run as run_cli
-from modexp.cli.sweep import execute, refuse_launcher
+from modexp.cli.sweep import execute
 from modexp.config.model import BaselineConfig
 from modexp.config.root import Config
 from modexp.config.routing import MoDConfig
@@ -98,8 +98,6 @@ def test_what_cannot_share_a_trunk_is_refused() -> None:
     cosine: Arms = {"baseline": lambda b: Config(budget=BudgetConfig(b))}
     with pytest.raises(UserError, match="arm baseline has schedule=cosine"):
         plan_shared(cosine, [1e13, 2e13], [0], GridConfig())
-    with pytest.raises(UserError, match="launcher=slurm starts all runs at once"):
-        refuse_launcher("slurm")
     with pytest.raises(UserError, match=r"grid.span=1.0 gives each budget a size of its own"):
         SweepConfig([1e13], {"baseline": []}, grid=GridConfig(1, 1.0), share_trunk=True)
 

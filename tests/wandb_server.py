@@ -16,7 +16,7 @@ import pytest
 @contextmanager
 def serving(monkeypatch: pytest.MonkeyPatch, key: str) -> Iterator[SimpleNamespace]:
     """Serve on this machine, and point wandb here. ``summary``: of the run that the server has; ``rows``: what it was
-    sent; while ``silent`` is set it takes requests and never answers."""
+    sent; while ``silent`` is set it takes requests and never answers; after ``die()`` nobody listens."""
     state = SimpleNamespace(summary=None, rows=[], exit_code=None, asked=[], silent=threading.Event())
     over = threading.Event()
 
@@ -69,12 +69,17 @@ def serving(monkeypatch: pytest.MonkeyPatch, key: str) -> Iterator[SimpleNamespa
     httpd.daemon_threads = True
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
+
+    def die() -> None:
+        httpd.shutdown()
+        thread.join()
+        httpd.server_close()
+
+    state.die = die
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{httpd.server_port}")
     monkeypatch.setenv("WANDB_API_KEY", key)
     try:
         yield state
     finally:
         over.set()
-        httpd.shutdown()
-        thread.join()
-        httpd.server_close()
+        die()

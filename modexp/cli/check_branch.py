@@ -46,12 +46,15 @@ def check_branch(study: Path, directories: Sequence[tuple[RunDir, PlannedRun]]) 
 def written(branch: RunDir, path: Path) -> RunDir:
     """The directory of the same run by itself; no tracker hears of it."""
     from modexp.config.train import NoTracker
+    from modexp.plan.cost import measured, predict
     from modexp.plan.run import plan_run
     from modexp.runs import RunDir, create
 
     config = replace(branch.config(), name=path.name, tracker=NoTracker())
     whole = RunDir(path)
-    create(whole, config, plan_run(config, branch.plan()["plan"]["arm"]), branch.plan()["data"])
+    plan, bench = plan_run(config, branch.plan()["plan"]["arm"]), branch.path.parent / "bench.json"
+    predicted = predict(plan, config, measured(bench)).to_json() if bench.exists() else None
+    create(whole, config, plan, branch.plan()["data"], predicted)
     return whole
 
 

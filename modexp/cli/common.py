@@ -167,9 +167,11 @@ def print_table(
     def width_of(table: Table) -> int:
         return Console(width=4096).measure(table).maximum
 
-    def cut(shown: Sequence[str]) -> Table:
-        places = [columns.index(column) for column in shown]
-        return table_of(shown, [[row[i] for i in places] for row in rows], title)
+    def cut(shown: Sequence[str], wraps: bool = False) -> Table:
+        lines = [[row[columns.index(column)] for column in shown] for row in rows]
+        # one row of long cells looks the same where nothing wraps, and of 2,000 rows takes a third of the time
+        together = [["\n".join(cells) for cells in zip(*lines, strict=True)]]
+        return table_of(shown, lines if wraps or not rows else together, title)
 
     console = Console(highlight=False)
     shown = list(columns)
@@ -178,7 +180,7 @@ def print_table(
             shown.remove(column)
     if len(shown) < len(columns):
         note(f"the terminal is too narrow for: {', '.join(c for c in columns if c not in shown)}; --json shows all")
-    table = cut(shown)
+    table = cut(shown, wraps=console.is_terminal and width_of(cut(shown)) > console.width)
     if not console.is_terminal:
         console = Console(highlight=False, width=4096)  # wider than any table: each has its natural width
     console.print(table)

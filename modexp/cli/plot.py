@@ -145,11 +145,20 @@ def draw_isoflop(
     tell_drawn(isoflop.draw(rows, out or study, title=study.name, unit=unit_of(study), axis=axis, level=level))
 
 
+MOST_CURVES = 200  # each has a line of the legend
+
+
 def draw_curves(study: Path, out: Path, x: str, names: Sequence[str] | None) -> None:
     from modexp.plots import curves
 
     runs = []
-    for run in chosen(study, names):
+    drawn = chosen(study, names)
+    if len(drawn) > MOST_CURVES:
+        raise UserError(
+            f"the learning curves of {len(drawn):,} runs are more than one figure can tell apart, {MOST_CURVES}",
+            "choose some of them: --run RUN --run RUN",
+        )
+    for run in drawn:
         plan, metrics = run.plan()["plan"], run.metrics()
         row = {"run": run.name, "arm": plan["arm"], "budget": plan["budget"], "metrics": metrics}
         if names:

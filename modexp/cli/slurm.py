@@ -71,16 +71,17 @@ def estimate(study: Study, left: Sequence[PlannedRun]) -> None:
     bench, config = study.path / "bench.json", left[0].config
     launcher: Any = config.launcher
     if not launcher.gpus or choose_device("auto").type == "cuda":
-        found = measured_here(left, study.precision)
+        found = measured_here(left, study.precision, bench)
         speed = from_measurement(found)
         write_json(bench, found)
     elif bench.exists():
         speed = measured(bench)
     else:
         return
-    times = [predict(run.plan, run.config, speed).seconds for run in left]
+    devices = config.trainer.devices or 1  # a prediction is for one
+    times = [predict(run.plan, run.config, speed, run.branch).seconds / devices for run in left]
     note(
-        f"{len(left)} runs will take about {duration(sum(times))} of one device, the longest {duration(max(times))}:"
+        f"{len(left)} runs will take about {duration(sum(times))} one by one, the longest {duration(max(times))}:"
         f" {speed.source}"
     )
 
@@ -88,7 +89,7 @@ def estimate(study: Study, left: Sequence[PlannedRun]) -> None:
 def queue(runs: Sequence[RunDir], config: Any) -> None:
     """Submit what is not queued yet, and say what was."""
     study = runs[0].path.parent
-    jobs = submit(study, runs, config.launcher, config.trainer.threads)
+    jobs = submit(study, runs, config.launcher, config.trainer.threads, config.trainer.devices or 1)
     if jobs:
         note(f"Slurm has the runs as job {', '.join(jobs)}")
     else:

@@ -50,7 +50,9 @@ def main(words: list[str]) -> int:
     study = study_path(args.study or one_name(names, "") or None, args.runs_dir)
     rows = follow(study) if args.watch else rows_of(study)
     if args.json:
-        print_json(rows)
+        from modexp.sweep.left import with_left
+
+        print_json(with_left(rows))
     else:
         print_status(rows)
     missed = [row["run"] for row in rows if row["status"] == "done" and missed_plan(row)]

@@ -59,10 +59,10 @@ def main(words: list[str]) -> int:
     study = join(runs_dir / name, sweep, arms)
     if sweep.description:
         note(f"{name}: {sweep.description}")
-    if study.sweep.share_trunk:
-        refuse_launcher(arms[next(iter(arms))](sweep.budgets[0]).launcher.kind)
-    elif args.check_branch:
+    if args.check_branch and not study.sweep.share_trunk:
         raise UserError("--check-branch finds no branch in this study", "add schedule=wsd share_trunk=on")
+    if args.check_branch and args.detach:
+        raise UserError("--check-branch compares runs that are finished, and --detach waits for none", "leave one out")
     if study.sweep.adapt.enabled:
         from modexp.cli import adaptive
 
@@ -96,15 +96,6 @@ def main(words: list[str]) -> int:
 def launcher_of(arms: Arms) -> Any:
     """The launcher of a study: its first arm's."""
     return next(iter(arms.values()))(1.0).launcher
-
-
-def refuse_launcher(kind: str) -> None:
-    """Branches wait for their trunks' checkpoints, which only the local launcher knows of."""
-    if kind != "local":
-        raise UserError(
-            f"launcher={kind} starts all runs at once, and share_trunk=on has branches wait for their trunk",
-            "set launcher=local, or leave share_trunk out",
-        )
 
 
 def unfinished(study: Study, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
@@ -216,7 +207,7 @@ def complain_of(directories: Sequence[tuple[RunDir, PlannedRun]]) -> None:
 def check_time(study: Study, left: Sequence[PlannedRun], yes: bool) -> None:
     """Say what the study will take on this machine; more than a day needs ``--yes``.
 
-    The measurement is kept beside the study: its runs' predictions and modexp plan --bench read it.
+    The measurement is kept beside the study: its runs' predictions, later sweeps and modexp plan --bench read it.
     """
     from modexp.files import write_json
     from modexp.plan.cost import from_measurement, predict
@@ -232,7 +223,8 @@ def check_time(study: Study, left: Sequence[PlannedRun], yes: bool) -> None:
         return
     trainer = config.trainer
     slots = len(slots_of(config.launcher.slots, trainer.threads, trainer.device, trainer.devices))
-    found = measured_here(left, study.precision)
+    bench = study.path / "bench.json"
+    found = measured_here(left, study.precision, bench)
     speed = from_measurement(found)
     devices = trainer.devices or 1  # a prediction is for one; what several say to each other is not in it
     times = [predict(run.plan, run.config, speed, run.branch).seconds / devices for run in left]
@@ -245,7 +237,7 @@ def check_time(study: Study, left: Sequence[PlannedRun], yes: bool) -> None:
             f"the study would take {duration(seconds)} on this machine, more than a day",
             "choose a smaller --budget, or start it all the same with --yes",
         )
-    write_json(study.path / "bench.json", found)
+    write_json(bench, found)
 
 
 def execute(study: Path, runs: Sequence[RunDir], config: Any) -> None:
@@ -279,7 +271,8 @@ def execute(study: Path, runs: Sequence[RunDir], config: Any) -> None:
         try:
             launcher.run(on_end, on_wait, on_stop)
         except KeyboardInterrupt:
-            how = f"{len(launcher.killed)} runs were killed and go on" if launcher.killed else "its runs are saved"
+            killed = f"{len(launcher.killed)} runs were killed, and go on from their last checkpoint"
+            how = killed if launcher.killed else "its runs are saved"
             raise Interrupted("the study was stopped", f"{how}; the same command goes on") from None
         finally:
             signal.signal(signal.SIGTERM, before)

@@ -9,7 +9,7 @@ from modexp.config.base import require
 # What modexp/sweep/slurm.py writes itself; the words before the = of a line of ``extra``.
 OWNED = (
     "array", "a", "job-name", "J", "output", "o", "error", "e", "open-mode", "requeue", "no-requeue", "signal",
-    "wait", "W", "wrap", "parsable", "ntasks", "n", "cpus-per-task", "c",
+    "dependency", "d", "wait", "W", "wrap", "parsable", "ntasks", "n", "cpus-per-task", "c",
 )  # fmt: skip
 SETTINGS = {
     "partition": "partition", "p": "partition", "account": "account", "A": "account", "qos": "qos", "q": "qos",
@@ -28,7 +28,7 @@ class SlurmConfig:
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    gpus: int = 0  # 1: a run owns a GPU
+    gpus: int = 0  # 1: each process of a run owns a GPU
     hours: float | None = None  # of a job; None: twice the predicted time. A run that needs more is queued again
     memory_gb: float | None = None  # 2^30 bytes of the host's; None: 1.5 times the predicted memory
     max_parallel: int | None = None  # runs of an array at a time
@@ -42,7 +42,13 @@ class SlurmConfig:
             value = getattr(self, key)
             ok = value is None or (value != "" and not set(value) & set(" \t\n\"'#"))
             require(ok, f"launcher.{key}", repr(value), "is not one word, as sbatch would want it")
-        require(self.gpus in (0, 1), "launcher.gpus", self.gpus, "is neither 0 nor 1: one process trains a run")
+        require(
+            self.gpus in (0, 1),
+            "launcher.gpus",
+            self.gpus,
+            "is neither 0 nor 1: a GPU is of one process",
+            "trainer.devices is how many a run has",
+        )
         require(self.signal_seconds >= 1, "launcher.signal_seconds", self.signal_seconds, "is not positive")
         require(self.signal_seconds <= 65535, "launcher.signal_seconds", self.signal_seconds, "is above Slurm's 65535")
         enough = self.hours is None or self.hours * 3600 > self.signal_seconds + MINUTE

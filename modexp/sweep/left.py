@@ -35,21 +35,34 @@ class Left:
 
 
 def left_of(rows: Sequence[Record]) -> Left:
-    over = [row for row in rows if row["status"] in OVER]
-    rest = [row for row in rows if row["status"] not in OVER]
-    spent = sum(row["wall_seconds"] or row["train_seconds"] or 0.0 for row in over)
-    measured = sum(consumed(row) for row in over)
-    pace = spent / measured if measured and spent else None
-    times = [seconds_left(row, pace) for row in rest]
+    rest = [row for row in with_left(rows) if row["status"] not in OVER]
+    times = [row["seconds_left"] for row in rest]
     known = [seconds for seconds in times if seconds is not None]
     return Left(
         flops_planned=sum(planned(row) for row in rows),
         flops_consumed=sum(consumed(row) for row in rows),
-        flops_left=sum(planned(row) - consumed(row) for row in rest),
-        seconds_spent=spent + sum(row["tokens"] / row["tokens_per_s"] for row in rest if row.get("tokens_per_s")),
+        flops_left=sum(row["flops_left"] for row in rest),
+        seconds_spent=spent_on(rows)
+        + sum(row["tokens"] / row["tokens_per_s"] for row in rest if row.get("tokens_per_s")),
         seconds_left=sum(known) if len(known) == len(times) else None,
         longest=max(known, default=0.0),
     )
+
+
+def with_left(rows: Sequence[Record]) -> list[dict[str, Any]]:
+    """The records with ``flops_left`` and ``seconds_left`` of one device, which is None where nothing tells."""
+    measured = sum(consumed(row) for row in rows if row["status"] in OVER)
+    pace = spent_on(rows) / measured if measured and spent_on(rows) else None
+    found = []
+    for row in rows:
+        left = (0, 0.0) if row["status"] in OVER else (planned(row) - consumed(row), seconds_left(row, pace))
+        found.append({**row, **dict(zip(("flops_left", "seconds_left"), left, strict=True))})
+    return found
+
+
+def spent_on(rows: Sequence[Record]) -> float:
+    """Seconds that the runs which are over have taken."""
+    return sum(row["wall_seconds"] or row["train_seconds"] or 0.0 for row in rows if row["status"] in OVER)
 
 
 def seconds_left(row: Record, pace: float | None = None) -> float | None:

@@ -19,6 +19,8 @@ from modexp.sweep.room import free_bytes
 PATIENCE = 60.0  # seconds that a run gets to save its state after Ctrl-C
 POLL = 0.1
 LOOK = 1.0  # seconds between two looks at the runs of other processes
+TOLD = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # what torchrun passes on; the last is Slurm's warning, not its default
+SHUTDOWN = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # seconds that torchrun then gives its processes, 30 unless it is told
 
 
 def visible_gpus() -> list[str]:
@@ -50,13 +52,22 @@ def slots_of(wanted: int | None, threads: int, device: str, devices: int | None 
 
 
 def command(run: RunDir, devices: int | None = None) -> list[str]:
-    """Several processes are torchrun's, with a port of their own: runs side by side do not meet."""
-    words = ["-m", "modexp", "train", "--run", str(run.path)]
+    return [*trainer(devices), str(run.path)]
+
+
+def trainer(devices: int | None = None) -> list[str]:
+    """What trains the run whose directory is the next word. Several processes are torchrun's, with a port of their own:
+    runs side by side do not meet."""
+    words = ["modexp", "train", "--run"]
     if devices and devices > 1:
-        # -- before the rest, or else torchrun takes --run for a --run-path of its own
-        torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
-        words = ["-m", *torchrun, "-m", "--", *words[1:]]
-    return [sys.executable, *words]
+        torchrun = [
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={devices}",
+            f"--signals-to-handle={TOLD}",
+        ]
+        words = [*torchrun, "-m", "--", *words]  # without -- torchrun takes --run for a --run-path of its own
+    return [sys.executable, "-m", *words]
 
 
 @dataclass(frozen=True)
@@ -132,7 +143,8 @@ class Launcher:
         if not ready:
             return None
         if not beside:
-            self.room[slot] = free_bytes(slot)
+            # a prediction is one process's: of a run's, each has a GPU of its own, or all share main memory
+            self.room[slot] = free_bytes(slot) / (1 if slot else self.devices or 1)
             return ready[0]
         left = self.room[slot] - sum(beside)
         return next((run for run in ready if self.bytes_of(run) <= left), None)
@@ -151,7 +163,7 @@ class Launcher:
         return trunk.path not in [other.path for other in ahead] and not trunk.is_held()
 
     def start(self, run: RunDir, slot: str | None) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), SHUTDOWN: str(round(PATIENCE))}
         if slot is not None:
             environment["CUDA_VISIBLE_DEVICES"] = slot
         with open(run.log_path, "ab") as log:

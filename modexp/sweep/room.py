@@ -11,7 +11,7 @@ CGROUP = Path("/sys/fs/cgroup")  # version 2: the limit of the container that th
 
 
 def free_bytes(slot: str | None) -> float:
-    """Of the GPU that the slot names, or of main memory; infinite where nothing tells."""
+    """Of the GPU that the slot names, of several the fullest, or of main memory; infinite where nothing tells."""
     return free_of_gpu(slot) if slot is not None else free_of_machine()
 
 
@@ -20,7 +20,7 @@ def free_of_gpu(gpu: str) -> float:
     words = ["nvidia-smi", f"--id={gpu}", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True)
-        return float(done.stdout) * 2**20
+        return min(float(line) for line in done.stdout.splitlines()) * 2**20
     except (OSError, subprocess.SubprocessError, ValueError):
         return math.inf
 

@@ -16,17 +16,17 @@ import re
 import secrets
 import shlex
 import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modexp.config.slurm import MINUTE, SlurmConfig
 from modexp.errors import UserError
 from modexp.files import write_text
 from modexp.runs import RunDir
+from modexp.sweep.local import SHUTDOWN, trainer
 
 FOLDER = "slurm"
 LONGEST_ARRAY = 1000  # Slurm's default MaxArraySize is 1001
@@ -43,12 +43,13 @@ GPU_HOST_BYTES_PER_PARAM = 12  # weights and two moments on their way to a check
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one task. Runs that ask for the same make one array."""
+    """Of one task, all on one node. Runs that ask for the same make one array."""
 
     cpus: int
     gpus: int
     minutes: int
     memory_mib: int
+    processes: int = 1
 
 
 def power_of_two(x: float) -> int:
@@ -56,8 +57,9 @@ def power_of_two(x: float) -> int:
     return 1 << max(0, math.ceil(math.log2(x)))
 
 
-def resources(run: RunDir, settings: SlurmConfig, threads: int) -> Resources:
-    """From the run's prediction, where the settings leave it open. UserError where there is none."""
+def resources(run: RunDir, settings: SlurmConfig, threads: int, processes: int = 1) -> Resources:
+    """From the run's prediction, which is one process's, where the settings leave it open; ``threads`` of a process.
+    UserError where there is none."""
     promise = run.plan()
     seconds, memory = (promise.get("predicted", {}).get(f"predicted_{key}") for key in ("seconds", "memory_bytes"))
     if settings.hours is not None:
@@ -66,7 +68,7 @@ def resources(run: RunDir, settings: SlurmConfig, threads: int) -> Resources:
         raise UserError(f"nothing predicts the time of run {run.name}", "set launcher.hours, the time limit of a job")
     else:
         warning = (settings.signal_seconds + MINUTE) / 60
-        minutes = power_of_two(TIME_FACTOR * seconds / 60 + START_MINUTES + warning)
+        minutes = power_of_two(TIME_FACTOR * seconds / processes / 60 + START_MINUTES + warning)
     if settings.memory_gb is not None:
         mib = math.ceil(1024 * settings.memory_gb)
     else:
@@ -74,19 +76,21 @@ def resources(run: RunDir, settings: SlurmConfig, threads: int) -> Resources:
             memory = GPU_HOST_BYTES + GPU_HOST_BYTES_PER_PARAM * promise["plan"]["params_total"]
         if memory is None:
             raise UserError(f"nothing predicts the memory of run {run.name}", "set launcher.memory_gb")
-        mib = max(LEAST_MIB, power_of_two(MEMORY_FACTOR * memory / 2**20))
-    return Resources(threads, settings.gpus, minutes, mib)
+        mib = max(LEAST_MIB, power_of_two(MEMORY_FACTOR * processes * memory / 2**20))
+    return Resources(threads * processes, settings.gpus * processes, minutes, mib, processes)
 
 
-def arrays(runs: Sequence[RunDir], settings: SlurmConfig, threads: int) -> list[tuple[Resources, list[RunDir]]]:
+def arrays(
+    runs: Sequence[RunDir], settings: SlurmConfig, threads: int, processes: int = 1
+) -> list[tuple[Resources, list[RunDir]]]:
     """One array for each kind of resources, the most expensive runs first; with ``max_parallel``, which bounds an
     array, one for all."""
     classes: defaultdict[Resources, list[RunDir]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: -run.plan()["plan"]["flops"]):
-        classes[resources(run, settings, threads)].append(run)
-    if settings.max_parallel:
+        classes[resources(run, settings, threads, processes)].append(run)
+    if settings.max_parallel and classes:
         minutes, mib = max(r.minutes for r in classes), max(r.memory_mib for r in classes)
-        largest = Resources(threads, settings.gpus, minutes, mib)
+        largest = replace(next(iter(classes)), minutes=minutes, memory_mib=mib)
         classes = defaultdict(list, {largest: [run for mine in classes.values() for run in mine]})
     return [
         (asked, mine[i : i + LONGEST_ARRAY])
@@ -102,6 +106,7 @@ SCRIPT = """\
 # preemption where the cluster sends it: the run saves its state and the job queues itself again. SIGTERM comes with
 # a preemption, after which Slurm queues the job again, and with scancel, after which nobody does.
 run=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {list})
+[ -d "$run" ] || {{ echo "task $SLURM_ARRAY_TASK_ID: there is no run directory '$run'"; exit 1; }}
 exec >>"$run/log.txt" 2>&1
 say() {{ echo "slurm: $(date '+%F %T') job ${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID: $*"; }}
 restarts=${{SLURM_RESTART_COUNT:-0}}
@@ -118,10 +123,11 @@ stop() {{
 }}
 trap 'stop USR1' USR1
 trap 'stop TERM' TERM
-export OMP_NUM_THREADS={cpus}
+export OMP_NUM_THREADS={threads}
+export {shutdown}={seconds}
 {setup}code=130
 if [ -z "$asked" ]; then
-  {python} -m modexp train --run "$run" &
+  {trainer} "$run" &
   child=$!
   while wait "$child"; kill -0 "$child" 2>/dev/null; do :; done  # a signal ends a wait, not the process
   wait "$child"
@@ -139,8 +145,10 @@ exit "$code"
 """
 
 
-def script(name: str, folder: Path, tasks: int, asked: Resources, settings: SlurmConfig) -> str:
-    """Of an array of ``tasks`` whose list lies in ``folder``."""
+def script(
+    name: str, folder: Path, tasks: int, asked: Resources, settings: SlurmConfig, after: Sequence[str] = ()
+) -> str:
+    """Of an array of ``tasks`` whose list lies in ``folder``; it starts when the jobs ``after`` have ended, however."""
     at_once = f"%{settings.max_parallel}" if settings.max_parallel else ""
     log = str(folder / f"{name}.log").replace("%", "%%")
     options = [
@@ -154,6 +162,7 @@ def script(name: str, folder: Path, tasks: int, asked: Resources, settings: Slur
         f"--cpus-per-task={asked.cpus}",
         f"--time={asked.minutes}",
         f"--mem={asked.memory_mib}M",
+        *([f"--dependency=afterany:{':'.join(after)}"] if after else []),
         *([f"--gpus-per-node={asked.gpus}"] if asked.gpus else []),
         *(f"--{key}={getattr(settings, key)}" for key in ("partition", "account", "qos", "constraint")
           if getattr(settings, key)),
@@ -162,9 +171,11 @@ def script(name: str, folder: Path, tasks: int, asked: Resources, settings: Slur
     body = SCRIPT.format(
         list=shlex.quote(str(folder / f"{name}.runs")),
         max_restarts=settings.max_restarts,
-        cpus=asked.cpus,
+        threads=asked.cpus // asked.processes,
+        shutdown=SHUTDOWN,
+        seconds=settings.signal_seconds,
         setup="".join(f"{line}\n" for line in settings.setup),
-        python=shlex.quote(sys.executable),
+        trainer=shlex.join(trainer(asked.processes)),
     )
     return "#!/bin/bash\n" + "".join(f"#SBATCH {option}\n" for option in options) + body
 
@@ -214,23 +225,41 @@ def queued(study: Path) -> dict[str, Task]:
     return tasks
 
 
-def submit(study: Path, runs: Sequence[RunDir], settings: SlurmConfig, threads: int) -> list[str]:
-    """Queue the runs that are neither finished, nor at work, nor queued; the numbers of the new jobs.
+def submit(study: Path, runs: Sequence[RunDir], settings: SlurmConfig, threads: int, processes: int = 1) -> list[str]:
+    """Queue the runs that are neither finished, nor at work, nor queued; the numbers of the new jobs. Branches come
+    after the jobs of the trunks that they still wait for.
 
     One sweep at a time looks and submits, so that two at once queue nothing twice. UserError: sbatch refused.
     """
     with submitting(study):
         waiting = queued(study)
         left = [r for r in runs if r.name not in waiting and not r.is_held() and not r.result_path.exists()]
-        return [sbatch(study, mine, asked, settings) for asked, mine in arrays(left, settings, threads)] if left else []
+        trunks = {run.name: trunk_awaited(run) for run in left}
+        awaited = set(trunks.values())
+        after = {waiting[name].job for name in awaited if name in waiting}
+        jobs = []
+        for asked, mine in arrays([run for run in left if not trunks[run.name]], settings, threads, processes):
+            jobs.append(sbatch(study, mine, asked, settings))
+            after |= {jobs[-1]} if awaited & {run.name for run in mine} else set()
+        for asked, mine in arrays([run for run in left if trunks[run.name]], settings, threads, processes):
+            jobs.append(sbatch(study, mine, asked, settings, sorted(after)))
+        return jobs
 
 
-def sbatch(study: Path, runs: Sequence[RunDir], asked: Resources, settings: SlurmConfig) -> str:
-    """Queue one array; its job's number."""
+def trunk_awaited(run: RunDir) -> str:
+    """Name of the run that must come as far as this one branches off it; empty where it may start."""
+    origin = run.origin()
+    return origin[0].name if origin and not origin[1].exists() and origin[0].result() is None else ""
+
+
+def sbatch(
+    study: Path, runs: Sequence[RunDir], asked: Resources, settings: SlurmConfig, after: Sequence[str] = ()
+) -> str:
+    """Queue one array, to start when the jobs ``after`` have ended; its job's number."""
     folder = (study / FOLDER).absolute()
     name = f"{re.sub(r'[^A-Za-z0-9.-]', '_', study.name)}-{secrets.token_hex(4)}"
     write_text(folder / f"{name}.runs", "".join(f"{run.path.absolute()}\n" for run in runs))
-    write_text(folder / f"{name}.sh", script(name, folder, len(runs), asked, settings))
+    write_text(folder / f"{name}.sh", script(name, folder, len(runs), asked, settings, after))
     answer = slurm("sbatch", "--parsable", str(folder / f"{name}.sh"))
     if answer.returncode != 0:
         said = last_line(answer.stderr)

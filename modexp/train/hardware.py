@@ -114,14 +114,14 @@ def resident(key: str) -> int:
 
 
 def process_began() -> float:
-    """When this process started, in seconds as time.time() counts them; where there is no /proc, now."""
+    """When this process started, in seconds as time.monotonic() counts them; where there is no /proc, now."""
     try:
         with open("/proc/self/stat") as file, open("/proc/uptime") as uptime:
             ticks = int(file.read().rpartition(")")[2].split()[19])  # field 22, starttime: proc(5)
             age = float(uptime.read().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
-        return time.time() - age
+        return time.monotonic() - age
     except (FileNotFoundError, ValueError, IndexError):
-        return time.time()
+        return time.monotonic()
 
 
 def describe(device: torch.device) -> str:

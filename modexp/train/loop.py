@@ -18,7 +18,7 @@ import torch
 from modexp.config.root import Config
 from modexp.data.corpus import Corpus, open_corpus
 from modexp.errors import Interrupted, ModexpError, RunFailed, UserError
-from modexp.files import write_json, write_text
+from modexp.files import write_json
 from modexp.plan.memory import micro_batch
 from modexp.runs import RunDir, check_config
 from modexp.train import checkpoint
@@ -46,7 +46,7 @@ class State(Consumed):
 def train(directory: Path, began: float | None = None, world: World = ALONE) -> dict[str, Any]:
     """Train the run planned in ``directory`` to its end and return its result; a finished run is only read.
 
-    ``began`` is when the work for it did, in seconds as time.time() counts them: by default, now. A run
+    ``began`` is when the work for it did, in seconds as time.monotonic() counts them: by default, now. A run
     that was stopped goes on from its last checkpoint and ends with the same bits. All processes of ``world`` call this;
     the first of them writes. Raises :class:`~modexp.errors.ModexpError` with a sentence, which error.txt keeps.
     """
@@ -68,12 +68,12 @@ def train(directory: Path, began: float | None = None, world: World = ALONE) -> 
             raise Interrupted(f"{run.path} was stopped", "the same command goes on from its last checkpoint") from None
         except ModexpError as error:
             if world.first_to_fail(error.exit_code):
-                write_text(run.error_path, f"{error}\n")
+                run.fail(str(error))
             raise
         except Exception as error:
             sentence = f"{run.path} failed: {type(error).__name__}: {error}"
             if world.first_to_fail(RunFailed.exit_code):
-                write_text(run.error_path, f"{sentence}\n")
+                run.fail(sentence)
             if os.environ.get("MODEXP_DEBUG") == "1":
                 raise
             raise RunFailed(sentence, "MODEXP_DEBUG=1 shows the traceback") from error
@@ -82,7 +82,7 @@ def train(directory: Path, began: float | None = None, world: World = ALONE) -> 
 class Training:
     def __init__(self, run: RunDir, stop: Stop, began: float | None = None, world: World = ALONE) -> None:
         self.run, self.stop, self.world = run, stop, world
-        self.began = began or time.time()
+        self.began = time.monotonic() if began is None else began
         self.config: Config = run.config()
         check_config(run, self.config)
         self.promise = run.plan()
@@ -141,7 +141,8 @@ class Training:
 
     def fitting_micro_batch(self) -> int:
         share, params = -(-self.plan["batch_size"] // self.world.size), self.plan["params_total"]
-        micro = micro_batch(self.config.model, self.config.data, share, params, memory_free(self.device))
+        free = memory_free(self.device)
+        micro = micro_batch(self.config.model, self.config.data, share, params, free, self.precision)
         return -int(self.world.most(-micro)[0])  # what the fullest device holds
 
     def to_the_end(self) -> dict[str, Any]:
@@ -236,6 +237,13 @@ class Training:
                 return self.stepper.step(batch, self.state.micro, lr, noise)
             except OutOfMemory as error:
                 reason = str(error)
+            if self.world.size > 1:  # it cannot go back alone: the others are waiting in the middle of a pass
+                raise RunFailed(
+                    f"{self.run.path}: one of {self.world.size} processes ran out of memory with {self.state.micro}"
+                    f" sequences a pass: {reason}",
+                    f"set trainer.micro_batch={max(1, self.state.micro // 2)}, which leaves the batch as planned; the"
+                    " run goes on from its last checkpoint",
+                )
             if self.state.micro == 1:
                 raise RunFailed(
                     f"{self.run.path} does not fit into memory with one sequence a pass: {reason}",
@@ -290,7 +298,7 @@ class Training:
 
     def account(self) -> None:
         """Bring up to date what this run has taken; memory is that of the process which took most."""
-        self.state.wall_seconds = self.seconds_before + time.time() - self.began
+        self.state.wall_seconds = self.seconds_before + time.monotonic() - self.began
         peak = int(self.world.most(peak_memory(self.device))[0])
         self.state.peak_memory_bytes = max(self.state.peak_memory_bytes, peak)
 

@@ -61,7 +61,7 @@ def main() -> None:
             stepper.step(torch.randint(config.data.vocab_size, shape, device=device), micro, 0.0, seed=0)
 
     train(TINY, 1, 1, "fp32")  # the first step of a process loads what later ones find
-    found = {"start_seconds": time.time() - process_began(), "base_bytes": peak_memory(device)}
+    found = {"start_seconds": time.monotonic() - process_began(), "base_bytes": peak_memory(device)}
     train(config, request["batch"], request["micro"], request["precision"])
     found["peak_bytes"] = peak_memory(device)
     print(json.dumps(found))

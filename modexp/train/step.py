@@ -56,8 +56,7 @@ class Stepper:
         try:
             return self.passes(batch, micro, seed, before)
         except (RuntimeError, MemoryError) as error:
-            # one process of several cannot go back alone: the others are waiting in the middle of a pass
-            if not is_out_of_memory(error) or self.world.size > 1:
+            if not is_out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0] or type(error).__name__
         # here, where the error and with it the frames that hold the activations are gone

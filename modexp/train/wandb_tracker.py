@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from modexp.config.train import WandbTracker
 from modexp.errors import RunFailed, UserError
 from modexp.files import write_json
+from modexp.runs import RunDir
 from modexp.train.trackers import RunInfo, Tracker
 
 INIT_SECONDS = 10.0  # to reach the server, unless $WANDB_INIT_TIMEOUT is set; wandb would take 90
@@ -43,7 +44,7 @@ def send(config: WandbTracker, info: RunInfo, summary: dict[str, Any], exit_code
     Raises :class:`UserError` where the server cannot be reached, :class:`RunFailed` where it breaks off.
     """
     os.environ["WANDB_SILENT"] = "true"
-    rows = list(_rows(info.run_dir / "metrics.jsonl"))
+    rows = RunDir(info.run_dir).metrics()
     try:
         if not _has_key():
             raise UserError("W&B has no key for its server", "wandb login, or WANDB_API_KEY=...")
@@ -93,7 +94,7 @@ def _connect(config: WandbTracker, info: RunInfo, warn: Callable[[str], None]) -
     mode = resolve_mode(config.mode)
     if mode == "disabled":
         return Tracker()
-    rows = list(_rows(info.run_dir / "metrics.jsonl"))
+    rows = RunDir(info.run_dir).metrics()
     try:
         run = _init(config, info, mode, resume=bool(rows))
     except FAILURES as error:
@@ -186,13 +187,6 @@ def _shut_down(exit_code: int) -> None:
         import wandb
 
         wandb.teardown(exit_code)
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """What an earlier attempt at the run wrote, but for a last line that was cut short."""
-    if path.exists():
-        with path.open() as file:
-            yield from (json.loads(line) for line in file if line.endswith("\n"))
 
 
 def _reason(error: BaseException) -> str:

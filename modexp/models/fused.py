@@ -20,6 +20,7 @@ class RMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(x)
+        assert self.eps is not None
         if not torch.is_grad_enabled():  # of a single token, calling a Function costs more than the kernels
             return normed(x, self.weight, self.eps)[0]
         return _Norm.apply(x, self.weight, self.eps)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -45,9 +44,11 @@ class Router(nn.Linear):
         super().__init__(width, paths, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        # autocast does not know the meta device, on which ledgers are checked
-        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.to(self.weight.dtype), self.weight)  # (B, T, paths)
+        # autocast does not know the meta device, on which ledgers are checked; entering it takes longer than a token
+        if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+            return F.linear(x, self.weight)  # (B, T, paths)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.to(self.weight.dtype), self.weight)
 
 
 class Predictor(nn.Module):
@@ -171,11 +172,15 @@ class RoutedBlock(Block):
         rows = taken.any(dim=1).nonzero().squeeze(1)  # (R,)
         if not len(rows):
             return x
+        if x.shape[1] == 1:  # a token a row: there is nothing to pack, and nothing to move where all rows take part
+            everyone = len(rows) == len(x)
+            some: Tensor | slice = slice(None) if everyone else rows
+            tokens = packed(some, taken[some], state.cache.used)
+            delta = self.extend_delta(x[some], Rope(fresh.rope.turns[some]), tokens, state)
+            delta = (delta * self.gate(choice.weights[some]).unsqueeze(-1)).to(x.dtype)
+            return x + delta if everyone else x.index_add(0, rows, delta)
         taken = taken[rows]
-        # of one token a row there is nothing to sort
-        index, filled = (
-            pack(taken, most(taken)) if x.shape[1] > 1 else (torch.zeros_like(rows)[:, None], taken)
-        )  # (R, k)
+        index, filled = pack(taken, most(taken))  # (R, k)
         at = (rows[:, None], index)
         gate = self.gate(choice.weights[at]) * filled
         rope = Rope(fresh.rope.turns[at])  # (R, k, 1, P, 2)

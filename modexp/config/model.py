@@ -8,6 +8,7 @@ from typing import ClassVar
 from modexp.config.base import one_of, require
 
 MLPS = ("gelu", "swiglu")
+CHUNK_LOGITS = 2**27  # that a loss holds at once (modexp/models/head.py); smaller chunks pay more to sum gradients
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from modexp.plan.memory import CHUNK_LOGITS
+from modexp.config.model import CHUNK_LOGITS
 
 
 def head_loss(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from modexp.config.data import DataConfig
-from modexp.config.model import ModelConfig
+from modexp.config.model import CHUNK_LOGITS, ModelConfig
 from modexp.kinds import ledger
 
 SHARE = 0.5  # of the free memory that a plan relies on: allocators fragment, other processes come
 LARGEST_TOKENS = 65_536  # of a micro-batch: beyond it nothing gets faster
 EVAL_TOKENS = 8192  # tokens a forward pass of an evaluation, about
-CHUNK_LOGITS = 2**27  # that are there at once (modexp/models/head.py); smaller chunks pay more for the sum of gradients
 
 STATE = {"fp32": 16, "bf16": 18}  # bytes a parameter: weight, gradient, Adam's two moments; the weight cast to bf16
 STORING = 20  # while a checkpoint is written: no gradients, but a copy of the moments

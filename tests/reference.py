@@ -102,9 +102,9 @@ def experts_of(mlp: Any, x: Tensor, causal: bool, alive: list[int], slots: int) 
         total = torch.zeros(x.shape[1])
         for e in range(E):
             if i in chosen[e]:
-                hidden = mlp.inner[e] @ x[i]
-                hidden = F.gelu(hidden) if mlp.gate is None else F.silu(mlp.gate[e] @ x[i]) * hidden
-                total = total + probability[i, e] * (mlp.out[e] @ hidden)
+                hidden = x[i] @ mlp.inner[e]
+                hidden = F.gelu(hidden) if mlp.gate is None else F.silu(x[i] @ mlp.gate[e]) * hidden
+                total = total + probability[i, e] * (hidden @ mlp.out[e])
         rows.append(total)
     return torch.stack(rows)
 

@@ -21,7 +21,7 @@ def copied(source: Transformer, target: Transformer, expert: bool) -> Transforme
     with torch.no_grad():
         for name, parameter in source.named_parameters():
             if expert and ".mlp." in name and "router" not in name:
-                own[name.removesuffix(".weight").replace("mlp.up", "mlp.inner")][0].copy_(parameter)
+                own[name.removesuffix(".weight").replace("mlp.up", "mlp.inner")][0].copy_(parameter.T)
             else:
                 own[name].copy_(parameter)
     return target

@@ -38,9 +38,10 @@ class Experts(nn.Module):
         self.limit = config.expert_slots(tokens)  # of token choice where tokens come one by one
         self.router = Router(width, paths=E + config.noop_experts)
         self.predictor = Predictor(width, config.predictor_hidden, E) if self.by_expert else None
-        self.gate = nn.Parameter(torch.empty(E, hidden, width)) if config.mlp == "swiglu" else None
-        self.inner = nn.Parameter(torch.empty(E, hidden, width))
-        self.out = nn.Parameter(torch.empty(E, width, hidden))
+        # in x out: gradients and casts then come as they lie, without a transposed copy of all experts
+        self.gate = nn.Parameter(torch.empty(E, width, hidden)) if config.mlp == "swiglu" else None
+        self.inner = nn.Parameter(torch.empty(E, width, hidden))
+        self.out = nn.Parameter(torch.empty(E, hidden, width))
 
     @property
     def by_expert(self) -> bool:
@@ -108,9 +109,9 @@ class Experts(nn.Module):
         rows = torch.arange(B, device=x.device)[:, None, None] * T
         flat = (index + rows).transpose(0, 1).flatten()  # (E B k): a row never reaches into another
         chosen = x.flatten(0, 1).index_select(0, flat).view(index.shape[1], -1, D)  # (E, B k, D)
-        hidden = chosen @ self.inner.mT  # (E, B k, M)
-        hidden = F.gelu(hidden) if self.gate is None else F.silu(chosen @ self.gate.mT) * hidden
-        weighted = (hidden @ self.out.mT) * gate.transpose(0, 1).flatten(1).unsqueeze(-1)  # (E, B k, D)
+        hidden = chosen @ self.inner  # (E, B k, M)
+        hidden = F.gelu(hidden) if self.gate is None else F.silu(chosen @ self.gate) * hidden
+        weighted = (hidden @ self.out) * gate.transpose(0, 1).flatten(1).unsqueeze(-1)  # (E, B k, D)
         return torch.zeros_like(x).flatten(0, 1).index_add(0, flat, weighted.flatten(0, 1).to(x.dtype)).view(B, T, D)
 
 

@@ -65,3 +65,39 @@ def rotate(x: Tensor, turns: Tensor) -> Tensor:
         return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
     turned = torch.view_as_complex(pairs.float()) * torch.view_as_complex(turns)
     return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+
+
+def rotated(qkv: Tensor, turns: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k rotated to their positions and v, (B, k, H, 2P) each, of ``qkv`` (B, k, 3H, 2P)."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        q, key, v = qkv.split(heads, dim=2)
+        return rotate(q, turns), rotate(key, turns), v
+    return _Rotated.apply(qkv, turns, heads)
+
+
+class _Rotated(torch.autograd.Function):
+    """Its backward pass writes each gradient once, where autograd's would copy them together twice."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, turns: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(turns)
+        ctx.heads = heads
+        q, key = rotate(qkv[:, :, : 2 * heads], turns).split(heads, dim=2)
+        return q, key, qkv[:, :, 2 * heads :]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dq: Tensor, dkey: Tensor, dv: Tensor) -> tuple[Tensor, None, None]:
+        (turns,) = ctx.saved_tensors
+        back = torch.view_as_complex(turns).conj()
+        grads = dq.new_empty(*dq.shape[:2], 3, ctx.heads, dq.shape[-1])  # (B, k, 3, H, 2P)
+        for place, grad in enumerate((dq, dkey)):
+            out, pairs = grads[:, :, place].unflatten(-1, (-1, 2)), grad.unflatten(-1, (-1, 2)).float()
+            if pairs.stride(-1) != 1:  # as attention on the meta device leaves it
+                pairs = pairs.contiguous()
+            if out.dtype is torch.float32:
+                torch.mul(torch.view_as_complex(pairs), back, out=torch.view_as_complex(out))
+            else:
+                out.copy_(torch.view_as_real(torch.view_as_complex(pairs) * back))
+        grads[:, :, 2] = dv
+        return grads.flatten(2, 3), None, None

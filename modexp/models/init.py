@@ -21,7 +21,7 @@ def std_of(name: str, shape: torch.Size, config: ModelConfig) -> float:
     """Standard deviation of a matrix: 1/sqrt(fan in); what writes to the residual stream shrinks with depth
     (Radford et al. 2019, sec. 2.3)."""
     layers, width, _ = config.shape
-    fan_in = 1 / math.sqrt(shape[-1])
+    fan_in = 1 / math.sqrt(shape[-1] if len(shape) < 3 else shape[-2])  # experts hold theirs as in x out
     if name == "embedding.weight":
         return 1 / math.sqrt(width) if config.tie_embeddings else 1.0
     if name == "head.weight":

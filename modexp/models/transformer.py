@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from modexp.config.model import ModelConfig
 from modexp.models.cache import KVCache, Packed, State
-from modexp.models.fused import RMSNorm, rotate
+from modexp.models.fused import RMSNorm, rotated
 from modexp.models.head import head_loss
 
 
@@ -71,9 +71,9 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
         B, k, D = x.shape
-        qk, v = self.qkv(x).view(B, k, 3 * self.heads, D // self.heads).split([2 * self.heads, self.heads], dim=2)
-        q, key = rotate(qk, rope.turns).transpose(1, 2).chunk(2, dim=1)  # (B, H, k, 2P)
-        return q, key, v.transpose(1, 2)
+        qkv = self.qkv(x).view(B, k, 3 * self.heads, D // self.heads)
+        q, key, v = rotated(qkv, rope.turns, self.heads)
+        return q.transpose(1, 2), key.transpose(1, 2), v.transpose(1, 2)  # (B, H, k, 2P)
 
     def forward(self, x: Tensor, rope: Rope) -> Tensor:
         q, key, v = self.project(x, rope)

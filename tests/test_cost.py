@@ -263,7 +263,8 @@ def test_a_sweep_measures_once_on_a_machine(tmp_path: Path, tiny: list[str], mon
         calls.append(len(subjects))
         sizes = [ledger(s.config.model, s.config.data).forward() / s.config.data.sequence_length for s in subjects]
         rows = [{**MEASURED["rows"][0], "arm": "mod", "flops_per_token": size} for size in sizes]
-        return {**MEASURED, "device": describe(device), "precision": precision, "compile": False, "rows": rows}
+        here = {"device": describe(device), "precision": precision, "compile": False, "activation_checkpointing": False}
+        return {**MEASURED, **here, "rows": rows}
 
     monkeypatch.setattr(estimate, "measure", measure)
 

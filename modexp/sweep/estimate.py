@@ -41,8 +41,10 @@ def measured_here(runs: Sequence[PlannedRun], precision: str, kept: Path) -> dic
         mine = [run for run in affordable if run.plan.arm == arm]
         chosen += [mine[0], mine[-1]][: len(mine)]
     found = read_kept(kept)
-    compiled = choose_compile(chosen[0].config.trainer.compile, device, chosen[0].config.budget.flops)
+    first = chosen[0].config
+    compiled = choose_compile(first.trainer.compile, device, first.budget.flops)
     here = {"host": platform.node(), "device": describe(device), "precision": precision, "compile": compiled}
+    here["activation_checkpointing"] = first.trainer.activation_checkpointing
     if here.items() <= found.items() and spans(found, chosen) and not (found["busy"] and not load().sentence):
         return found
     subjects = []

@@ -73,7 +73,7 @@ class Bench:
     def forward(self) -> Tensor:
         for chunk in self.tokens[: self.subject.batch].split(self.micro):
             with autocast(self.device, self.precision):
-                logits = self.stepper.objective.model(chunk[:, :-1]).logits
+                logits = self.stepper.objective.fast(chunk[:, :-1]).logits
         return logits
 
     def evaluate(self) -> None:
@@ -170,6 +170,7 @@ def measure(
         "device": describe(device),
         "precision": precision,
         "compile": choose_compile(first.trainer.compile, device, first.budget.flops),
+        "activation_checkpointing": first.trainer.activation_checkpointing,
         "repeats": repeats,
         "matmul_flops_per_second": limit,
         "start_seconds": start["start_seconds"],

@@ -141,8 +141,8 @@ class Training:
 
     def fitting_micro_batch(self) -> int:
         share, params = -(-self.plan["batch_size"] // self.world.size), self.plan["params_total"]
-        free = memory_free(self.device)
-        micro = micro_batch(self.config.model, self.config.data, share, params, free, self.precision)
+        free, again = memory_free(self.device), self.config.trainer.activation_checkpointing
+        micro = micro_batch(self.config.model, self.config.data, share, params, free, self.precision, again)
         return -int(self.world.most(-micro)[0])  # what the fullest device holds
 
     def to_the_end(self) -> dict[str, Any]:

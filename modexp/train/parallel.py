@@ -29,7 +29,7 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.device, self.precision = model, device, precision
         # one graph, for one shape: a break would cost more than it is allowed to go unseen
-        self.fast = torch.compile(model.forward, fullgraph=True, dynamic=False) if compiled else model
+        self.fast = compiled_alone(model) if compiled else model
 
     def forward(self, tokens: Tensor, targets: Tensor, usual: bool = True) -> tuple[Tensor, Tensor]:
         """What is minimised, and the language model's loss in nats a token; both of (B, T) tokens.
@@ -38,6 +38,14 @@ class Objective(nn.Module):
         """
         with autocast(self.device, self.precision):
             return training_loss((self.fast if usual else self.model)(tokens, targets))
+
+
+def compiled_alone(model: Transformer) -> Any:
+    import torch._dynamo
+
+    # models share their code, and a benchmark holds many: each is compiled once, whatever the others were
+    torch._dynamo.config.recompile_limit = 1024
+    return torch.compile(model.forward, fullgraph=True, dynamic=False)
 
 
 def spread(model: Transformer, config: Config, device: torch.device, precision: str, world: World) -> Any:

@@ -52,6 +52,18 @@ def test_every_kind_is_one_graph_compiled_once(kind: str, monkeypatch: pytest.Mo
     dynamo.reset()
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler does so itself
+def test_the_loss_in_chunks_is_part_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._dynamo as dynamo
+
+    dynamo.reset()
+    monkeypatch.setattr(head, "CHUNK_LOGITS", 256 * 40)  # 40 tokens of 128
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    found = losses(config_of("mod", "trainer.compile=true"))
+    assert found == pytest.approx(losses(config_of("mod")), abs=1e-4)
+    dynamo.reset()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_blocks_that_are_computed_again_train_to_the_same_bits(kind: str) -> None:
     """Running averages included: they move once a step, and the second time decisions are those of the first."""

@@ -6,7 +6,6 @@ limit: this one is. B rows, c tokens of context, each row through a block or exp
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from math import comb
 
@@ -16,7 +15,7 @@ from modexp.config.data import DataConfig
 from modexp.config.model import ModelConfig
 from modexp.flops.ledger import Term
 from modexp.kinds import ledger
-from modexp.train.hardware import matmul_limit, wait
+from modexp.train.hardware import least_seconds, matmul_limit
 
 ITEM = 4  # bytes of a weight and of a cached value, which are fp32
 
@@ -31,15 +30,8 @@ def measured(device: torch.device, weight_bytes: int) -> Machine:
     """Both limits, the best of a few, on the threads that torch has."""
     n = 1024
     rows = torch.ones(max(1, weight_bytes // (ITEM * n)), n, device=device)
-    x = torch.ones(n, device=device)
-    best = float("inf")
-    for _ in range(10):
-        wait(device)
-        begin = time.perf_counter()
-        rows @ x
-        wait(device)
-        best = min(best, time.perf_counter() - begin)
-    return Machine(matmul_limit(device, "fp32"), rows.nbytes / best)
+    bandwidth = rows.nbytes / least_seconds(rows, torch.ones(n, device=device))
+    return Machine(matmul_limit(device, "fp32"), bandwidth)
 
 
 def step_seconds(model: ModelConfig, data: DataConfig, batch: int, context: float, machine: Machine) -> float:

@@ -44,10 +44,12 @@ def test_the_sheet_says_what_was_done():
         surface = found.surface("baseline", method).surface
         assert surface is not None
         assert f"{surface.agreeing} of 64 starts agree; intervals by bootstrap of the runs, 20 refits." in fits
+    assert "- Plain parabola: of log loss" in fits
     assert "Hold-out: every budget predicted from the others" in fits
     table = re.findall(r"^\| baseline \| (\w+) \| ([\d.]+) \| ([\d.]+) \.\. ([\d.]+) \|", results, flags=re.MULTILINE)
     assert [row[0] for row in table] == ["parabola", "akima", "approach3", "vpnls"]
     shown = {row[0]: float(row[1]) for row in table}
+    assert f"| baseline | plain parabola | {found.plain['baseline'].exponent:.4f} | - |" in results
     assert shown["parabola"] == pytest.approx(found.fit.exponents[0].exponent, abs=5e-5)
     assert shown["vpnls"] == pytest.approx(found.surface("baseline", "vpnls").exponent, abs=5e-5)
     held_out = re.findall(r"^\| baseline \| [\d.e]+ \| [\d.]+ \| ([\d.]+) \|", results, flags=re.MULTILINE)

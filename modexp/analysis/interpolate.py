@@ -98,8 +98,6 @@ def best_per_size(points: Curve) -> tuple[np.ndarray, np.ndarray]:
 def nearest_to_minimum(points: Curve, count: int = 7) -> list[tuple[float, float]]:
     """Points of the ``count`` sizes nearest, in log size, to the lowest loss, by size: where a parabola holds.
 
-    Fit it to *log* loss, as everything else here is in logs: then four exponents of Porian et al. come out within .02
-    (the farthest is .019 off); of the loss itself they differ by up to .003, and one of the four is .021 off.
     Repeated sizes count once and all their points are kept.
     """
     sizes, losses = best_per_size(points)

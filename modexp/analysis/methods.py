@@ -52,6 +52,10 @@ def methods_sheet(report: Report, records: Sequence[Record], about: Mapping[str,
         " paired by seed and FLOPs per token.",
     ]
     lines.append(
+        "- Plain parabola: of log loss, refused only where the vertex lies outside the grid or there is none, and a"
+        " line in which all optima weigh alike: a check of the weights, without an interval."
+    )
+    lines.append(
         "- Akima (Porian et al. 2024): a spline of the best log loss per size in log size, its minimum, a least-squares"
         " line; intervals by redrawing the noise above."
     )
@@ -128,6 +132,9 @@ def exponent_rows(report: Report) -> list[dict[str, Any]]:
     for e in report.fit.exponents:
         row: dict[str, Any] = {"arm": e.arm, "method": "parabola", "exponent": e.exponent}
         rows.append({**row, "low": e.low, "high": e.high, "refusal": e.refusal})
+        plain = report.plain[e.arm]
+        row = {"arm": e.arm, "method": "plain parabola", "exponent": plain.exponent}
+        rows.append({**row, "low": None, "high": None, "refusal": plain.refusal})
         akima = report.interpolated[e.arm]
         row = {"arm": e.arm, "method": "akima", "exponent": akima.exponent}
         rows.append({**row, "low": akima.low, "high": akima.high, "refusal": akima.refusal})

@@ -11,6 +11,7 @@ from modexp.analysis.guard import Verdict, guard_study
 from modexp.analysis.interpolate import InterpolatedExponent, fit_interpolated
 from modexp.analysis.isoflop import StudyFit, fit_study
 from modexp.analysis.outliers import RESIDUAL_RULE, highest_losses, highest_rule, outliers
+from modexp.analysis.plain import PlainExponent, fit_plain
 from modexp.analysis.points import DroppedRun, Point, Record, arms_of, select, shared_trunks
 from modexp.analysis.surface import PENALTIES, Cost, Surface, fit_cost, fit_surface
 
@@ -39,17 +40,20 @@ class SurfaceExponent:
 class Report:
     fit: StudyFit
     surfaces: tuple[SurfaceExponent, ...]
-    interpolated: dict[str, InterpolatedExponent]  # by arm
+    plain: dict[str, PlainExponent]  # by arm, as the next
+    interpolated: dict[str, InterpolatedExponent]
     warnings: tuple[str, ...]
     points: tuple[Point, ...]  # as trained: what the surfaces are fitted to
     guards: tuple[Verdict, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         surfaces = [{k: v for k, v in asdict(s).items() if k != "draws"} for s in self.surfaces]
+        plain = {arm: asdict(found) for arm, found in self.plain.items()}
         interpolated = {arm: asdict(found) for arm, found in self.interpolated.items()}
         return {
             **self.fit.to_json(),
             "surfaces": surfaces,
+            "plain": plain,
             "interpolated": interpolated,
             "warnings": list(self.warnings),
             "guards": [verdict.to_json() for verdict in self.guards],
@@ -82,16 +86,18 @@ def report(
     fit = replace(fit, dropped=(*left_out, *fit.dropped), rule=" ".join([fit.rule, *asked]))
     points, _ = select(kept, axis)  # as trained: a surface needs no equal FLOPs, so a re-reading moves nothing
     surfaces: list[SurfaceExponent] = []
-    interpolated, warnings = {}, []
+    plain, interpolated, warnings = {}, {}, []
     for arm in arms_of(kept):
         mine = [p for p in points if p.arm == arm]
         surfaces += [surface_of(arm, mine, method, level, resamples) for method in PENALTIES]
-        curves = {c.flops: [(p.x, p.loss) for p in c.points] for c in fit.curves if c.arm == arm and c.points}
-        interpolated[arm] = fit_interpolated(curves, fit.noise_sd if resamples else None, level, resamples)
+        curves = [c for c in fit.curves if c.arm == arm and c.points]
+        plain[arm] = fit_plain(curves)
+        by_flops = {c.flops: [(p.x, p.loss) for p in c.points] for c in curves}
+        interpolated[arm] = fit_interpolated(by_flops, fit.noise_sd if resamples else None, level, resamples)
         warnings += [s for s in (sum_of_exponents(arm, kept, fit), astray(arm, mine)) if s]
     warnings += [s for s in (shared_trunks(kept),) if s]
     guards = guard_study(kept, axis, level)
-    return Report(fit, tuple(surfaces), interpolated, tuple(warnings), tuple(points), tuple(guards))
+    return Report(fit, tuple(surfaces), plain, interpolated, tuple(warnings), tuple(points), tuple(guards))
 
 
 def excluded(records: Sequence[Record], axis: str, highest: int, by_surface: bool) -> list[DroppedRun]:

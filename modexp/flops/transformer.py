@@ -55,7 +55,7 @@ def baseline_ledger(model: ModelConfig, vocab: int, T: int) -> Ledger:
     return Ledger((*block_terms(model, "dense", layers, T, 1.0), *model_terms(model, vocab, T)), T)
 
 
-def dense_twin(model: ModelConfig) -> ModelConfig:
+def dense_twin(model: ModelConfig) -> BaselineConfig:
     """The dense model of the same shape."""
     shared = {f.name: getattr(model, f.name) for f in fields(BaselineConfig) if f.name != "kind"}
     return BaselineConfig(**shared)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
-from modexp.config.model import ModelConfig
+from modexp.config.model import BaselineConfig, ModelConfig
 from modexp.config.root import Config
 from modexp.config.train import WsdConfig
 from modexp.errors import UserError
 from modexp.flops.ledger import Ledger
-from modexp.flops.transformer import dense_twin
+from modexp.flops.transformer import baseline_ledger, dense_twin
 from modexp.kinds import ledger
 from modexp.plan.hyperparameters import batch_sequences, lr_peak
 from modexp.plan.ladder import Shape, ladder, rung_of_size, with_shape
@@ -66,6 +67,19 @@ class RunPlan:
         return {**asdict(self), "achieved": self.achieved}
 
 
+@lru_cache
+def dense_rungs(
+    twin: BaselineConfig, vocab: int, T: int, convention: str, depth: float
+) -> list[tuple[int, float, float, Shape]]:
+    """Of each rung that a dense model can take: parameters, forward and training FLOPs per token, shape. All budgets
+    and all arms of a study ask for the same ones."""
+    rungs = []
+    for shape in ladder(depth):
+        books = baseline_ledger(with_shape(twin, shape), vocab, T)
+        rungs.append((books.params_total, books.forward(convention) / T, books.training(convention) / T, shape))
+    return rungs
+
+
 def optimal_shape(
     model: ModelConfig, config: Config, tokens_per_param: float, depth: float = 1.0
 ) -> tuple[float, Shape]:
@@ -73,13 +87,9 @@ def optimal_shape(
 
     Returns its forward FLOPs per token, interpolated between rungs, and the nearest rung.
     """
-    points: list[tuple[float, float, Shape]] = []
-    for shape in ladder(depth):
-        books = ledger(with_shape(dense_twin(model), shape), config.data)
-        sequence_flops = books.training(config.budget.convention)
-        tokens = config.budget.flops / sequence_flops * books.sequence_length
-        ratio = tokens / books.params_total
-        points.append((ratio, books.forward(config.budget.convention) / books.sequence_length, shape))
+    data, budget = config.data, config.budget
+    rungs = dense_rungs(dense_twin(model), data.vocab_size, data.sequence_length, budget.convention, depth)
+    points = [(budget.flops / per_token / params, flops, shape) for params, flops, per_token, shape in rungs]
     above = [p for p in points if p[0] >= tokens_per_param]
     below = [p for p in points if p[0] < tokens_per_param]
     if not above or not below:

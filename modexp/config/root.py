@@ -7,6 +7,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +86,7 @@ def did_you_mean(word: str, choices: list[str]) -> str:
 
 def typed(schema: type, values: Mapping[str, Any] | DictConfig, prefix: str = "") -> Any:
     """An instance of the dataclass ``schema`` holding ``values``; unknown keys and wrong types are sentences."""
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     known = [f.name for f in dataclasses.fields(schema)]
@@ -93,16 +94,12 @@ def typed(schema: type, values: Mapping[str, Any] | DictConfig, prefix: str = ""
         if key not in known:
             choices = [f"{prefix}{name}" for name in known]
             raise UserError(f"{prefix}{key} is not a setting", did_you_mean(f"{prefix}{key}", choices))
-    node = OmegaConf.structured(schema)
-    for flag in [node, *(node._get_node(name) for name in known)]:
-        if isinstance(flag, DictConfig):
-            OmegaConf.set_readonly(flag, False)  # frozen dataclasses are read-only nodes; we are still merging
     for setting, value in values.items():
         for number in value if isinstance(value, list | tuple) else [value]:
             finite = not isinstance(number, float) or math.isfinite(number)
             require(finite, f"{prefix}{setting!s}", value, "is not a finite number")
     try:
-        return OmegaConf.to_object(OmegaConf.merge(node, values))
+        return OmegaConf.to_object(OmegaConf.merge(node_of(schema), values))
     except OmegaConfBaseException as error:
         key = f"{prefix}{error.full_key}" if error.full_key else prefix.rstrip(".")
         sentence = str(error.msg or error).splitlines()[0]
@@ -110,6 +107,18 @@ def typed(schema: type, values: Mapping[str, Any] | DictConfig, prefix: str = ""
             wrong = f"{key} is a list" if "not a ListConfig" in sentence else f"{key}: a list stands in its place"
             raise UserError(wrong.lstrip(": "), "a list is written 'key=[a,b]', and in a file [a, b]") from None
         raise UserError(f"{key}: {sentence}", "give a value of the type that stands there by default") from None
+
+
+@cache
+def node_of(schema: type) -> DictConfig:
+    """The dataclass as OmegaConf holds it, which a merge copies."""
+    from omegaconf import DictConfig, OmegaConf
+
+    node = OmegaConf.structured(schema)
+    for part in [node, *(node._get_node(f.name) for f in dataclasses.fields(schema))]:
+        if isinstance(part, DictConfig):
+            OmegaConf.set_readonly(part, False)  # frozen dataclasses are read-only nodes; we are still merging
+    return node
 
 
 def schema_of(group: str, values: Mapping[str, Any]) -> type:

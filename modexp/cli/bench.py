@@ -82,15 +82,13 @@ def decode(words: list[str]) -> int:
         raise UserError(f"model={config.model.kind} routes nothing", "compare a routed model: model=mod")
     data = replace(config.data, sequence_length=args.prompt_length + args.new_tokens)
 
-    import torch
-
     from modexp.sampling.bench import compare
-    from modexp.train.hardware import choose_device, describe
+    from modexp.train.hardware import choose_device, describe, prepare
     from modexp.train.load import load
 
     device = choose_device(config.trainer.device)
     busy = load().sentence
-    torch.set_num_threads(1)  # a second one collapses where anything else runs
+    prepare(device, 1)  # a second one collapses where anything else runs
     found: dict[str, Any] = {
         "model": config.model.kind,
         "shape": config.model.shape,

@@ -55,19 +55,17 @@ def evaluated(run: LoadedRun, sequences: int, split: str) -> dict[str, Any]:
 
     Precision and recall compare the predicted with the top-k, in the pass that the top-k decides.
     """
-    import torch
 
     from modexp.config.routing import LayersConfig
     from modexp.kinds import ledger, realised_forward
     from modexp.runs import RunDir
     from modexp.train.evaluate import run_pass
-    from modexp.train.hardware import choose_device
+    from modexp.train.hardware import choose_device, prepare
 
     config, promise = run.config, RunDir(run.path).plan()
     model, data, convention = config.model, config.data, promise["plan"]["convention"]
     device = choose_device(config.trainer.device)
-    if device.type == "cpu":
-        torch.set_num_threads(config.trainer.threads)
+    prepare(device, config.trainer.threads)
     trained = run.model.to(device)  # tells of a run without checkpoint before text is prepared
     corpus, sequences = opened(run, promise["data"]["content_hash"], sequences, split)
 

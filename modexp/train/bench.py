@@ -22,7 +22,7 @@ from modexp.flops.transformer import dense_twin
 from modexp.kinds import ledger
 from modexp.plan.memory import EVAL_TOKENS, micro_batch
 from modexp.train.evaluate import evaluate
-from modexp.train.hardware import autocast, choose_compile, describe, matmul_limit, memory_free, wait
+from modexp.train.hardware import autocast, choose_compile, describe, matmul_limit, memory_free, prepare, wait
 from modexp.train.load import load
 from modexp.train.probe import probe, start_of
 from modexp.train.step import Stepper
@@ -146,8 +146,7 @@ def measure(
     """
     first = subjects[0].config
     state = load()
-    if device.type == "cpu":
-        torch.set_num_threads(first.trainer.threads)
+    prepare(device, first.trainer.threads)
     limit = max(matmul_limit(device, precision, n) for n in MATMULS[device.type])
     start = start_of(first)
     benches = [Bench(subject, device, precision) for subject in subjects]

@@ -24,7 +24,7 @@ from modexp.runs import RunDir, check_config
 from modexp.train import checkpoint
 from modexp.train.branch import starts
 from modexp.train.evaluate import evaluate
-from modexp.train.hardware import choose_device, describe, matmul_limit, memory_free, peak_memory, wait
+from modexp.train.hardware import choose_device, describe, matmul_limit, memory_free, peak_memory, prepare, wait
 from modexp.train.outcome import Consumed, outcome, run_info
 from modexp.train.progress import Progress
 from modexp.train.schedule import planned_lr
@@ -96,8 +96,7 @@ class Training:
             say(f"trainer.devices={trainer.devices} was planned; going on with what was started: {world.size}")
 
         self.device = choose_device(trainer.device)
-        if self.device.type == "cpu":
-            torch.set_num_threads(trainer.threads)
+        prepare(self.device, trainer.threads)
         self.corpus = corpus_of(self.config, self.promise)
         if world.leads:
             self.corpus.keep_tokenizer(run.path)

@@ -45,14 +45,13 @@ def main() -> None:
     import torch
 
     import modexp.train.loop  # noqa: F401  what a run imports
-    from modexp.train.hardware import choose_device, peak_memory, process_began
+    from modexp.train.hardware import choose_device, peak_memory, prepare, process_began
     from modexp.train.step import Stepper
 
     request = json.load(sys.stdin)
     config = from_tree(request["config"])
     device = choose_device(config.trainer.device)
-    if device.type == "cpu":
-        torch.set_num_threads(config.trainer.threads)
+    prepare(device, config.trainer.threads)
 
     def train(config: Config, batch: int, micro: int, precision: str) -> None:
         stepper = Stepper(config, device, precision)

@@ -1,0 +1,37 @@
+"""What a process settles before it computes, told by the kernel's own counters, each in a process of its own."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, sys, torch
+from modexp.train.hardware import prepare
+if sys.argv[1] == "prepared":
+    prepare(torch.device("cpu"), 1)
+    assert torch.get_num_threads() == 1
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+counts = []
+for _ in range(30):
+    before = faults()
+    torch.ones(2**24)  # 64 MB, freed at once
+    counts.append(faults() - before)
+print(sum(counts[-8:]))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's habit that is changed")
+def test_freed_memory_is_used_again() -> None:
+    def faults(how: str) -> int:
+        done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    blocks, pages = 8, 2**26 // 4096
+    if faults("as it comes") < blocks * pages * 0.9:
+        pytest.skip("this machine brings memory in by larger pages")
+    assert faults("prepared") < pages

@@ -241,3 +241,16 @@ def test_conventions_that_refuse_and_that_decide_are_told(tmp_path: Path, figure
     assert {x for x, _ in drawn(right, "s")} == differences
     with pytest.raises(UserError, match="no convention gives an exponent or a comparison: one budget tells nothing"):
         conventions.draw({}, refusals, "matmul", rows, tmp_path)
+
+
+def test_a_trend_leaves_a_place_to_spare() -> None:
+    """Runs of one budget differ by a share of a percent in FLOPs: they are one place, and two hold no curve."""
+    two = [
+        residuals.Residual(f"r{i}", "mod", budget, budget * (1 + i * 1e-4), 0.1 * (-1) ** i, False)
+        for budget in (5e10, 1.5e11)
+        for i in range(-6, 6)
+    ]
+    assert residuals.trends_of(two) == []
+    three = [*two, residuals.Residual("r", "mod", 5e11, 5e11, 0.3, False)]
+    (trend,) = residuals.trends_of(three)
+    assert np.allclose(np.diff(trend.y, 2), 0), "a line"

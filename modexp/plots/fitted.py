@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from modexp.analysis.curve import CurveFit
 from modexp.analysis.exponent import ExponentFit
 from modexp.analysis.isoflop import StudyFit
-from modexp.analysis.points import Record, reason_to_drop
+from modexp.analysis.points import Record, is_guard, reason_to_drop
 from modexp.plots import style
 from modexp.plots.panel import states
 from modexp.wording import budget_text
@@ -100,8 +100,13 @@ def runs_note(fit: StudyFit, records: Sequence[Record]) -> list[str]:
     used = sum(len(curve.points) for curve in fit.curves)
     if used == len(records):
         return []
-    asked = len(records) - used - sum(bool(reason_to_drop(r)) for r in records)
-    reasons = [states(records), f"{asked} repeated or left out as asked" if asked else ""]
+    own = [r for r in records if not is_guard(r)]
+    asked = len(own) - used - sum(bool(reason_to_drop(r)) for r in own)
+    reasons = [
+        states(own),
+        f"{len(records) - len(own)} guard runs" if len(own) < len(records) else "",
+        f"{asked} repeated or left out as asked" if asked else "",
+    ]
     return [f"{used} of {len(records)} runs ({', '.join(filter(None, reasons))})"]
 
 

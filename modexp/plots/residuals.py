@@ -28,6 +28,7 @@ METHOD = "approach3"
 FAR = 3.0  # noise standard deviations from its parabola from which a run is named
 CROWD = 100  # runs from which markers are smaller
 DEGREE = 4
+APART = 0.02  # in logarithms: FLOPs of one budget differ by less
 MIN_RUNS = 10  # of an arm for a curve: two parabolas of five runs leave four residuals that are free
 LABELS = 5  # runs that one panel names; the CSV marks them all
 
@@ -143,14 +144,14 @@ def of_surfaces(report: Report) -> list[Residual]:
 
 
 def trends_of(residuals: Sequence[Residual]) -> list[Trend]:
-    """A least-squares quartic in ln x for every arm, of lower degree where the arm has fewer than five places; none for
-    an arm of fewer than MIN_RUNS runs."""
+    """A least-squares quartic in ln x for every arm, of lower degree where it would go through every place; none for an
+    arm of fewer than MIN_RUNS runs."""
     trends = []
     for arm in dict.fromkeys(r.arm for r in residuals):
         mine = [r for r in residuals if r.arm == arm]
         x, y = np.log([r.x for r in mine]), np.array([r.y for r in mine])
-        places = len({round(v, 2) for v in x.tolist()})  # FLOPs of one budget differ by less than a percent
-        degree = min(DEGREE, places - 1)
+        places = 1 + int((np.diff(np.sort(x)) > APART).sum())
+        degree = min(DEGREE, places - 2)
         if degree >= 1 and len(mine) >= MIN_RUNS:
             centre, grid = x.mean(), np.linspace(x.min(), x.max(), 60)
             coefficients = np.polyfit(x - centre, y, degree)

@@ -263,3 +263,19 @@ def test_a_row_ends_at_the_separator_and_unknown_ids_are_never_drawn() -> None:
     assert [column[0] for column in stopped] == [*free[:6], None]
     known = list(generate(model, [prompt], 30, Sampling(temperature=5.0), vocabulary=10))
     assert max(column[0] for column in known) < 10
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_decoder_lays_weights_out_and_leaves_their_values(tied: bool) -> None:
+    model = lively(KINDS["mod"].config(kind="mod", **SHAPE, tie_embeddings=tied)).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    dense, routed = model.blocks[0].mlp.inner.weight, model.blocks[1].mlp.inner.weight
+    strides = []
+    for batch in (1, 8, 64):  # of 8 rows one is expected in a routed block, of 64 eight
+        Decoder(model, batch, T)
+        strides.append([weight.stride(0) > 1 for weight in (dense, routed)])
+        assert model.embedding.weight.is_contiguous()
+        assert model.blocks[0].mlp.out.weight.is_contiguous(), "wider than tall: it lies right"
+    assert strides == [[False, False], [True, False], [True, True]]
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name

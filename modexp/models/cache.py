@@ -30,7 +30,7 @@ class Packed(NamedTuple):
     filled: Tensor  # (R, k) bool: slots that hold a token
     held: Tensor  # (R,) tokens that the rows hold with these
     longest: int  # the most of them
-    source: tuple[Tensor, Tensor]  # row in R and slot of each token
+    source: tuple[Tensor, Tensor] | None  # row in R and slot of each token; None: a single one in every row
     target: tuple[Tensor, Tensor]  # row in B and place in the cache of each token
     visible: (
         Tensor | None
@@ -46,16 +46,20 @@ def packed(rows: Tensor | slice, filled: Tensor, used: Tensor) -> Packed:
     k = filled.shape[1]
     before = used[rows]
     held = before + filled.sum(dim=1)
+    known, shortest, longest = torch.stack((before.max(), *held.aminmax())).tolist()
     places = before[:, None] + torch.arange(k, device=used.device)  # (R, k)
-    row, slot = filled.nonzero(as_tuple=True)
-    target = (row if isinstance(rows, slice) else rows[row], places[row, slot])
-    shortest, longest = torch.stack(held.aminmax()).tolist()
-    begins = not before.any()
+    source: tuple[Tensor, Tensor] | None = None
+    if k == 1 and isinstance(rows, Tensor):  # rows that were picked because they hold a token
+        target = (rows, before)
+    else:
+        row, slot = filled.nonzero(as_tuple=True)
+        source = (row, slot)
+        target = (row if isinstance(rows, slice) else rows[row], places[row, slot])
     visible = None
-    if not begins and (k > 1 or shortest < longest):
+    if known and (k > 1 or shortest < longest):
         # places behind a row's end lie in its future, and so do other slots' padding
         visible = (torch.arange(longest, device=used.device) <= places[..., None]).unsqueeze(1)
-    return Packed(rows, filled, held, longest, (row, slot), target, visible, begins)
+    return Packed(rows, filled, held, longest, source, target, visible, not known)
 
 
 class KVCache:
@@ -83,9 +87,10 @@ class KVCache:
     def extend(self, keys: Tensor, values: Tensor, tokens: Packed) -> tuple[Tensor, Tensor]:
         """Append keys and values (R, H, k, 2P); returns all that is held of these rows, (R, H, L, 2P) each."""
         self.reserve(tokens.longest)
-        (row, slot), (place_row, place) = tokens.source, tokens.target
-        self.keys[place_row, :, place] = keys[row, :, slot]
-        self.values[place_row, :, place] = values[row, :, slot]
+        rows, places = tokens.target
+        for cached, fresh in ((self.keys, keys), (self.values, values)):
+            picked = fresh[:, :, 0] if tokens.source is None else fresh[tokens.source[0], :, tokens.source[1]]
+            cached[rows, :, places] = picked
         self.used[tokens.rows] = tokens.held
         if tokens.begins:
             return keys, values

@@ -70,8 +70,8 @@ def rotate(x: Tensor, turns: Tensor) -> Tensor:
 def rotated(qkv: Tensor, turns: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """q, k rotated to their positions and v, (B, k, H, 2P) each, of ``qkv`` (B, k, 3H, 2P)."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        q, key, v = qkv.split(heads, dim=2)
-        return rotate(q, turns), rotate(key, turns), v
+        q, key = rotate(qkv[:, :, : 2 * heads], turns).split(heads, dim=2)
+        return q, key, qkv[:, :, 2 * heads :]
     return _Rotated.apply(qkv, turns, heads)
 
 

@@ -123,6 +123,10 @@ class RoutedBlock(Block):
         self.limit = self.slots(sequence_length)
         self.gate = GATES[config.gate]
 
+    @property
+    def share(self) -> float:
+        return self.capacity
+
     def slots(self, T: int) -> int:
         return self.config.slots(self.capacity, T)
 

@@ -122,6 +122,11 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(width, eps=1e-6)
         self.mlp = mlp or {"gelu": GeluMLP, "swiglu": SwigluMLP}[config.mlp](width, config.mlp_hidden)
 
+    @property
+    def share(self) -> float:
+        """Of the tokens, that go through."""
+        return 1.0
+
     def delta(self, x: Tensor, rope: Rope) -> Tensor:
         """What the block adds to the residual stream: f(x) = block(x) - x. (B, k, D)"""
         attended = self.attention(self.attention_norm(x), rope)

@@ -8,10 +8,12 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modexp.models.cache import packed
 from modexp.models.transformer import Block, Fresh, Rope, Transformer
+
+FEW = 3  # rows up to which a product with a matrix is as many products with a vector
 
 
 class Decoder:
@@ -21,6 +23,7 @@ class Decoder:
         assert length <= model.rope.shape[1], "positions beyond the trained sequence length"
         self.model = model
         self.blocks = cast("list[Block]", list(model.blocks))
+        lay_out(model, batch)
         self.states = [block.new_state(batch, length) for block in self.blocks]
         self.lengths = torch.zeros(batch, dtype=torch.long, device=model.rope.device)  # tokens met, by row
 
@@ -54,6 +57,24 @@ class Decoder:
         """Allocated, and taken up by tokens."""
         caches = [state.cache for state in self.states]
         return sum(c.bytes_allocated for c in caches), sum(c.bytes_held for c in caches)
+
+
+def lay_out(model: Transformer, batch: int) -> None:
+    """Lay each weight in memory as ``batch`` rows read it fastest; values and shapes stay.
+
+    A CPU multiplies few rows by a matrix at twice the speed where the matrix lies along its longer side.
+    """
+    if model.rope.device.type != "cpu":
+        return
+    shares = [(block, cast(Block, block).share) for block in model.blocks]
+    if model.head.weight is not model.embedding.weight:
+        shares.append((model.head, 1.0))
+    for part, share in shares:
+        for linear in part.modules():
+            if isinstance(linear, nn.Linear):
+                weight, (out, into) = linear.weight.data, linear.weight.shape
+                by_input = out > into and share * batch <= FEW
+                linear.weight.data = weight.t().contiguous().t() if by_input else weight.contiguous()
 
 
 def padded(prompts: list[list[int]], device: torch.device | None = None) -> tuple[Tensor, Tensor]:

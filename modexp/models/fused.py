@@ -1,4 +1,4 @@
-"""The norm and the rotation, written so that a CPU runs them in few passes over the stream.
+"""The norm, the rotation and the products, written so that a CPU runs them in few passes over the stream.
 
 PyTorch runs ``nn.RMSNorm`` on a CPU, and RoPE on halves of a head anywhere, as chains of elementwise kernels; on narrow
 models they cost as much as the matmuls (tests/benchmarks/nanogpt.py measures). Where a compiler fuses such chains, and
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -53,6 +54,20 @@ class _Norm(torch.autograd.Function):
         return dx.add_((grad @ weight).unsqueeze(-1).mul_(scale).div_(width)), dweight, None
 
 
+class Linear(nn.Linear):
+    """Without a bias. While training on a CPU in fp32, zeros are added nonetheless: they fill the memory that the
+    product goes to, which is then in a cache. Into cold memory a product takes up to 7 % longer."""
+
+    def __init__(self, into: int, out: int) -> None:
+        super().__init__(into, out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        plain = x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
+        if plain or not torch.is_grad_enabled():
+            return super().forward(x)
+        return F.linear(x, self.weight, x.new_zeros(self.out_features))
+
+
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
     """Rotate pairs (2i, 2i + 1) of each head to their positions: Su et al. 2021, sec. 3.4.2.
 
@@ -67,23 +82,35 @@ def rotate(x: Tensor, turns: Tensor) -> Tensor:
     return torch.view_as_real(turned).flatten(-2).to(x.dtype)
 
 
-def rotated(qkv: Tensor, turns: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k rotated to their positions and v, (B, k, H, 2P) each, of ``qkv`` (B, k, 3H, 2P)."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+def rotated(qkv: Tensor, turns: Tensor, heads: int) -> tuple[Tensor, ...]:
+    """q, k rotated to their positions and v, (B, k, H, 2P) each, of ``qkv`` (B, k, 3H, 2P), which they take the place
+    of: nothing else may read it."""
+    if torch.compiler.is_compiling():
         q, key = rotate(qkv[:, :, : 2 * heads], turns).split(heads, dim=2)
         return q, key, qkv[:, :, 2 * heads :]
+    if not torch.is_grad_enabled():
+        return rotate_in_place(qkv, turns, heads)
     return _Rotated.apply(qkv, turns, heads)
 
 
+def rotate_in_place(qkv: Tensor, turns: Tensor, heads: int) -> tuple[Tensor, ...]:
+    pairs = qkv[:, :, : 2 * heads].unflatten(-1, (-1, 2))
+    if qkv.dtype is torch.float32:
+        torch.view_as_complex(pairs).mul_(torch.view_as_complex(turns))
+    else:
+        pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()).mul_(torch.view_as_complex(turns))))
+    return qkv.split(heads, dim=2)
+
+
 class _Rotated(torch.autograd.Function):
-    """Its backward pass writes each gradient once, where autograd's would copy them together twice."""
+    """In place, which autograd need not know, as the product that ``qkv`` comes from does not keep it. The backward
+    pass writes each gradient once, where autograd's would copy them together twice."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, turns: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, qkv: Tensor, turns: Tensor, heads: int) -> tuple[Tensor, ...]:
         ctx.save_for_backward(turns)
         ctx.heads = heads
-        q, key = rotate(qkv[:, :, : 2 * heads], turns).split(heads, dim=2)
-        return q, key, qkv[:, :, 2 * heads :]
+        return rotate_in_place(qkv.detach(), turns, heads)
 
     @staticmethod
     @once_differentiable

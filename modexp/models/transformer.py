@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from modexp.config.model import ModelConfig
 from modexp.models.cache import KVCache, Packed, State
-from modexp.models.fused import RMSNorm, rotated
+from modexp.models.fused import Linear, RMSNorm, rotated
 from modexp.models.head import head_loss
 
 
@@ -66,8 +66,8 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
 
     def project(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
         B, k, D = x.shape
@@ -91,8 +91,8 @@ class Attention(nn.Module):
 class GeluMLP(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.inner = nn.Linear(width, hidden, bias=False)
-        self.out = nn.Linear(hidden, width, bias=False)
+        self.inner = Linear(width, hidden)
+        self.out = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(F.gelu(self.inner(x)))
@@ -103,9 +103,9 @@ class SwigluMLP(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate = nn.Linear(width, hidden, bias=False)
-        self.up = nn.Linear(width, hidden, bias=False)
-        self.out = nn.Linear(hidden, width, bias=False)
+        self.gate = Linear(width, hidden)
+        self.up = Linear(width, hidden)
+        self.out = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(F.silu(self.gate(x)) * self.up(x))

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modexp.train.hardware import prepare
+
 SHAPES = {"d256": (6, 256, 8, 256, 16), "d512": (8, 512, 8, 512, 4)}  # layers, width, heads, T, B
 VOCAB = 256
 
@@ -88,7 +90,7 @@ def main() -> None:
     p.add_argument("--compile", action="store_true")
     p.add_argument("--repeats", type=int, default=11)
     args = p.parse_args()
-    torch.set_num_threads(1)
+    prepare(torch.device("cpu"), 1)  # the reference has the same memory
     print("| shape | precision | reference tokens/s | ours tokens/s | ours / reference |\n|---|---|---|---|---|")
     for name in args.shape or SHAPES:
         shape = SHAPES[name]

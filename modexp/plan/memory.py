@@ -14,13 +14,13 @@ STATE = {"fp32": 16, "bf16": 18}  # bytes a parameter: weight, gradient, Adam's 
 STORING = 20  # while a checkpoint is written: no gradients, but a copy of the moments
 
 # Bytes that the backward pass keeps, by precision, of
-# - a width of the residual stream in a block: norms' inputs and outputs, q, k, v before and after RoPE, the attention's
-#   output, two residuals; in bf16 their casts too
+# - a width of the residual stream in a block: norms' inputs and outputs, q, k, v, the attention's output, two
+#   residuals; in bf16 their casts too
 # - a hidden unit of the MLP: before and after the activation
 # - a width in a routed block, of the tokens that pass by
 # - a logit: itself, its float copy, its softmax, its gradient
 # Fitted to the resident high water of a step on CPU (docs/cost.md), which holds what an allocator keeps besides.
-KEPT = {"fp32": (78.0, 8.0, 8.0, 16.0), "bf16": (57.0, 4.0, 9.0, 14.5)}
+KEPT = {"fp32": (48.0, 8.0, 1.0, 15.0), "bf16": (30.0, 4.0, 12.0, 15.0)}
 LOGIT = {"fp32": 8, "bf16": 10}  # bytes of a logit that is evaluated only
 
 

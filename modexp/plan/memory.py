@@ -55,9 +55,11 @@ def peak_bytes(model: ModelConfig, data: DataConfig, micro: int, precision: str,
     """Most that a run holds beside its libraries: in a step, an evaluation or while it writes a checkpoint."""
     params = ledger(model, data).params_total
     sequences = max(1, EVAL_TOKENS // data.sequence_length)
-    # no gradients, nothing kept of the blocks, but the logits of many tokens and their float log-softmax
-    logits = min(sequences * data.sequence_length * data.vocab_size, CHUNK_LOGITS)
-    evaluation = 12 * params + logits * LOGIT[precision]
+    # no gradients, and one block at a time: the stream, q, k, v and the MLP before and after its activation, in fp32;
+    # but the logits of many tokens and their float log-softmax
+    tokens = sequences * data.sequence_length
+    block = 4 * tokens * (6 * model.shape[1] + 2 * model.mlp_hidden)
+    evaluation = 12 * params + block + min(tokens * data.vocab_size, CHUNK_LOGITS) * LOGIT[precision]
     return max(step_bytes(model, data, micro, precision, recompute), evaluation, STORING * params)
 
 

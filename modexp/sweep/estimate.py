@@ -24,8 +24,8 @@ REPEATS = 3
 
 
 def measured_here(runs: Sequence[PlannedRun], precision: str, kept: Path) -> dict[str, Any]:
-    """A measurement (modexp.train.bench) of the smallest and the largest run of each arm that can be timed in seconds,
-    on batches cut to what is affordable; of the smallest run of all where none can.
+    """A measurement (modexp.train.bench) of the smallest, a middle and the largest run of each arm that can be timed in
+    seconds, on batches cut to what is affordable; of the smallest run of all where none can.
 
     What ``kept`` holds from an earlier sweep is taken where it is of this machine and spans these runs: a study that
     goes on need not measure again, beside runs that are still at work. A busy machine's gives way to a quiet one's.
@@ -39,7 +39,7 @@ def measured_here(runs: Sequence[PlannedRun], precision: str, kept: Path) -> dic
     chosen = []
     for arm in dict.fromkeys(run.plan.arm for run in affordable):
         mine = [run for run in affordable if run.plan.arm == arm]
-        chosen += [mine[0], mine[-1]][: len(mine)]
+        chosen += [mine[i] for i in sorted({0, len(mine) // 2, len(mine) - 1})]
     found = read_kept(kept)
     first = chosen[0].config
     compiled = choose_compile(first.trainer.compile, device, first.budget.flops)

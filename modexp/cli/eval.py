@@ -55,7 +55,6 @@ def evaluated(run: LoadedRun, sequences: int, split: str) -> dict[str, Any]:
 
     Precision and recall compare the predicted with the top-k, in the pass that the top-k decides.
     """
-
     from modexp.config.routing import LayersConfig
     from modexp.kinds import ledger, realised_forward
     from modexp.runs import RunDir

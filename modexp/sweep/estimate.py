@@ -38,7 +38,8 @@ def measured_here(runs: Sequence[PlannedRun], precision: str, kept: Path) -> dic
     affordable = [run for run in ordered if 2 * run.plan.training_flops_per_sequence <= budget] or ordered[:1]
     chosen = []
     for arm in dict.fromkeys(run.plan.arm for run in affordable):
-        mine = [run for run in affordable if run.plan.arm == arm]
+        sizes = {run.plan.training_flops_per_sequence: run for run in affordable if run.plan.arm == arm}
+        mine = list(sizes.values())  # each size once, whatever its budgets and seeds
         chosen += [mine[i] for i in sorted({0, len(mine) // 2, len(mine) - 1})]
     found = read_kept(kept)
     first = chosen[0].config

@@ -46,8 +46,8 @@ def keep_freed_memory() -> None:
     """glibc hands blocks above 32 MB back to the kernel when they are freed, and a page fault brings in every 4 kB of
     them again: casts and gradients of large weights then take six times as long. Elsewhere, nothing is done."""
     trim_threshold, mmap_max = -1, -4  # their names in malloc.h
-    libc = ctypes.CDLL(None)
-    if platform.libc_ver()[0] == "glibc" and hasattr(libc, "mallopt"):
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
         libc.mallopt(mmap_max, 0)
         libc.mallopt(trim_threshold, -1)  # never
 

@@ -154,9 +154,11 @@ def test_a_run_that_cannot_be_causal_is_not_sampled(
 
 def test_forced_decisions_meet_the_capacity_and_follow_the_seed() -> None:
     model = any_model("mod")
-    counts = []
+    all_draws, counts = force_decisions(model), []
+    assert len(all_draws) == 2
     for seed in (0, 0, 1):
-        force_decisions(model, seed)
+        for draws in all_draws:
+            draws.begin(seed)
         choice = model.blocks[1].choose(torch.randn(40, T, 32))
         assert choice.wanted.float().mean().item() == pytest.approx(0.125, abs=0.03)
         counts.append(choice.wanted)
@@ -167,9 +169,11 @@ def test_forced_decisions_meet_the_capacity_and_follow_the_seed() -> None:
 def test_experts_are_forced_too() -> None:
     model, x = any_model("mode_staged"), torch.randn(40, T, 32)
     experts = model.blocks[1].mlp
-    counts = []
+    all_draws, counts = force_decisions(model), []
+    assert len(all_draws) == 4
     for seed in (0, 0, 1):
-        force_decisions(model, seed)
+        for draws in all_draws:
+            draws.begin(seed)
         real = torch.rand(40, T) < 0.5
         taken, _ = experts.choose(x, experts.router(x), real, 0)
         assert not taken[~real].any()

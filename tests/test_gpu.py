@@ -74,6 +74,45 @@ def test_cached_decoding_on_a_gpu_is_the_whole_forward(kind: str) -> None:
             torch.testing.assert_close(found[row], whole, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("batch", [1, 16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_recorded_steps_are_the_whole_forward(kind: str, batch: int) -> None:
+    """Twice: what is recorded in the first turn is replayed in the second."""
+    if kind == "mod_stochastic":
+        pytest.skip("each pass draws noise of its own")
+    config = configuration([f"model={kind}", *SHAPE])
+    model = build(config.model, config.data, 0).cuda().eval()
+    tokens = torch.randint(256, (batch, 64), generator=torch.Generator().manual_seed(0)).cuda()
+    decoder = Decoder(model, batch, 64)
+    with torch.inference_mode():
+        whole = model(tokens, causal=True).logits
+    for _ in range(2):
+        decoder.clear()
+        found = [decoder.logits(tokens[:, :8])]
+        found += [decoder.logits(tokens[:, n : n + 1]).clone() for n in range(8, 64)]
+        torch.testing.assert_close(torch.stack(found, dim=1), whole[:, 7:], rtol=1e-4, atol=1e-4)
+    assert decoder.steps is not None
+    assert all(stage.graph is not None for stage in decoder.steps.stages)
+
+
+@pytest.mark.parametrize("kind", ["baseline", "moe", "mod"])
+def test_no_recorded_step_of_many_rows_waits_for_the_device(kind: str) -> None:
+    config = configuration([f"model={kind}", *SHAPE])
+    model = build(config.model, config.data, 0).cuda().eval()
+    tokens = batch_of(0).repeat(4, 1)
+    decoder = Decoder(model, len(tokens), 64)
+    decoder.logits(tokens[:, :8])
+    decoder.logits(tokens[:, 8:9])
+    token = tokens[:, 9:10].contiguous()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        logits = decoder.logits(token)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert logits.isfinite().all()
+
+
 def test_trains_on_a_gpu(tmp_path: Path, tiny: list[str]) -> None:
     overrides = [o for o in tiny if "threads" not in o]
     run = planned(tmp_path / "r", [*overrides, *MOD, "budget=2e10", "trainer.device=cuda"])

@@ -31,7 +31,9 @@ Captured = pytest.CaptureFixture[str]
 @pytest.fixture(autouse=True)
 def noise_of_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where decisions are drawn, the draw is a function of the token, so that two ways to compute can be compared."""
-    monkeypatch.setattr(stochastic, "noise", lambda x: 20 * (x * torch.linspace(-1, 1, x.shape[-1])).mean(-1))
+    monkeypatch.setattr(
+        stochastic, "noise", lambda x: 20 * (x * torch.linspace(-1, 1, x.shape[-1], device=x.device)).mean(-1)
+    )
 
 
 def ids(batch: int, seed: int = 0) -> Tensor:
@@ -52,11 +54,13 @@ def any_model(variant: str) -> Transformer:
     return lively(KINDS[kind].config(kind=kind, **SHAPE, **values)).eval()
 
 
-def decoded(model: Transformer, tokens: Tensor, lengths: list[int]) -> tuple[Tensor, Decoder]:
+def decoded(
+    model: Transformer, tokens: Tensor, lengths: list[int], static: bool = False, decoder: Decoder | None = None
+) -> tuple[Tensor, Decoder]:
     """Logits (B, T, V) of ``tokens`` (B, T): prompts of those lengths at once, what follows one by one. Rows whose
     end is reached go on as padding."""
     B = len(tokens)
-    decoder = Decoder(model, B, T)
+    decoder = decoder or Decoder(model, B, T, static)
     logits = torch.zeros(B, T, 256)
     prompts, valid = padded([row[:n].tolist() for row, n in zip(tokens, lengths, strict=True)])
     with torch.inference_mode():
@@ -74,15 +78,16 @@ def decoded(model: Transformer, tokens: Tensor, lengths: list[int]) -> tuple[Ten
 # ---- cached = uncached -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize("kind", VARIANTS)
 def test_cached_decode_is_the_whole_forward_token_for_token(
-    kind: str, batch: int, record_property: Callable[[str, Any], None]
+    kind: str, batch: int, static: bool, record_property: Callable[[str, Any], None]
 ) -> None:
     model, tokens = any_model(kind), ids(batch)
     with torch.no_grad():
         whole = model(tokens, causal=True)
-    logits, decoder = decoded(model, tokens, LENGTHS[:batch])
+    logits, decoder = decoded(model, tokens, LENGTHS[:batch], static)
     difference = (logits - whole.logits).abs().max().item()
     record_property("max_difference", difference)
     print(f"{kind:<30} batch {batch}: {difference:.1e} of {whole.logits.abs().max():.1f}")

@@ -62,6 +62,17 @@ def packed(rows: Tensor | slice, filled: Tensor, used: Tensor) -> Packed:
     return Packed(rows, filled, held, longest, source, target, visible, not known)
 
 
+def in_every_row(filled: Tensor, used: Tensor, room: int) -> Packed:
+    """As :func:`packed` for one slot a row, ``filled`` (B, 1), in shapes that no decision changes: it waits for nothing.
+
+    Caches hold ``room`` places, all of which are looked at; rows that take no part write to their next free place.
+    """
+    places = torch.arange(room, device=used.device)
+    visible = (places <= used[:, None])[:, None, None]  # (B, 1, 1, L)
+    target = (torch.arange(len(used), device=used.device), used)
+    return Packed(slice(None), filled, used + filled.squeeze(1), room, None, target, visible, False)
+
+
 class KVCache:
     """Keys and values of the tokens that took part, packed at the front of each row: ragged, and nothing for others.
 
@@ -73,6 +84,10 @@ class KVCache:
         self.keys = like.new_zeros(batch, heads, room, head_width)
         self.values = torch.zeros_like(self.keys)
         self.used = torch.zeros(batch, dtype=torch.long, device=like.device)  # tokens held, by row
+
+    @property
+    def room(self) -> int:
+        return self.keys.shape[2]
 
     @property
     def bytes_allocated(self) -> int:
@@ -98,10 +113,13 @@ class KVCache:
 
     def reserve(self, tokens: int) -> None:
         """Room for that many tokens a row."""
-        B, H, room, width = self.keys.shape
-        if tokens > room:
-            more = self.keys.new_zeros(B, H, max(tokens, min(2 * room, self.length)) - room, width)
-            self.keys, self.values = (torch.cat((old, more), dim=2) for old in (self.keys, self.values))
+        if tokens > self.room:
+            self.grow(max(tokens, min(2 * self.room, self.length)))
+
+    def grow(self, room: int) -> None:
+        B, H, before, width = self.keys.shape
+        more = self.keys.new_zeros(B, H, room - before, width)
+        self.keys, self.values = (torch.cat((old, more), dim=2) for old in (self.keys, self.values))
 
 
 @dataclass
@@ -109,3 +127,7 @@ class State:
     """What a block keeps between calls; a block with counters of its own adds fields of B rows."""
 
     cache: KVCache
+
+    def clear(self) -> None:
+        """As before the first token."""
+        self.cache.used.zero_()

@@ -121,6 +121,10 @@ class ExpertState(State):
 
     counters: Tensor  # (B, E) tokens that each expert took
 
+    def clear(self) -> None:
+        super().clear()
+        self.counters.zero_()
+
 
 class CountsExperts(Block):
     """How a block with experts is decoded (cache.py)."""

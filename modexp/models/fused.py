@@ -116,7 +116,9 @@ class _Rotated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dq: Tensor, dkey: Tensor, dv: Tensor) -> tuple[Tensor, None, None]:
         (turns,) = ctx.saved_tensors
-        back = torch.view_as_complex(turns).conj()
+        if dq.dtype is torch.float32 and len(turns) == 1 and len(dq) > 3:
+            turns = turns.repeat(1, 1, ctx.heads, 1, 1)  # shared by so many sequences, it pays to run along all heads
+        back = torch.view_as_complex(turns).conj().resolve_conj()
         grads = dq.new_empty(*dq.shape[:2], 3, ctx.heads, dq.shape[-1])  # (B, k, 3, H, 2P)
         for place, grad in enumerate((dq, dkey)):
             out, pairs = grads[:, :, place].unflatten(-1, (-1, 2)), grad.unflatten(-1, (-1, 2)).float()

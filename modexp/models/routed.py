@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modexp.config.routing import RoutedConfig
-from modexp.models.cache import State, packed
+from modexp.models.cache import State, in_every_row, packed
 from modexp.models.transformer import Block, Fresh, Rope, Routing
 
 GATES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -88,8 +88,8 @@ def first(taken: Tensor, limit: int, used: Tensor | int = 0) -> Tensor:
 
 
 def most(taken: Tensor) -> int:
-    """Slots that the fullest row needs. Waits for the device: evaluation only."""
-    return max(1, int(taken.sum(dim=-1).max()))
+    """Slots that the fullest row needs. Of several tokens a row this waits for the device: evaluation only."""
+    return 1 if taken.shape[-1] == 1 else max(1, int(taken.sum(dim=-1).max()))
 
 
 def flat_index(index: Tensor, T: int) -> Tensor:
@@ -166,13 +166,25 @@ class RoutedBlock(Block):
         # a causal rule is free to take more than its share, so four deviations of a count with that mean
         return min(self.limit, length, math.ceil(mean + 4 * math.sqrt(mean)))
 
-    def extend(self, x: Tensor, fresh: Fresh, state: State) -> Tensor:
-        """As ``forward(causal=True)``, token by token: the cache holds the tokens that went through, and so counts
-        them. Rows in which none does cost the choice alone. Waits for the device, to know which rows those are."""
+    def admit(self, x: Tensor, fresh: Fresh, state: State) -> tuple[Tensor, Tensor]:
+        """Of tokens just met, x (B, n, D): which go through, (B, n) bool, and the router weights of all."""
         choice = self.choose(x)
         taken = choice.wanted & fresh.tokens.filled
         if self.limit < state.cache.length:
             taken = first(taken, self.limit, state.cache.used[:, None])
+        return taken, choice.weights
+
+    def extend_taken(self, x: Tensor, taken: Tensor, weights: Tensor, rope: Rope, state: State) -> Tensor:
+        """What :meth:`extend` adds to x (B, 1, D) for what :meth:`admit` found, in shapes that no decision changes:
+        rows that bypass are computed too, and get zeros."""
+        tokens = in_every_row(taken, state.cache.used, state.cache.room)
+        delta = self.extend_delta(x, rope, tokens, state)
+        return (delta * (self.gate(weights) * taken).unsqueeze(-1)).to(x.dtype)
+
+    def extend(self, x: Tensor, fresh: Fresh, state: State) -> Tensor:
+        """As ``forward(causal=True)``, token by token: the cache holds the tokens that went through, and so counts
+        them. Rows in which none does cost the choice alone. Waits for the device, to know which rows those are."""
+        taken, weights = self.admit(x, fresh, state)
         rows = taken.any(dim=1).nonzero().squeeze(1)  # (R,)
         if not len(rows):
             return x
@@ -181,12 +193,12 @@ class RoutedBlock(Block):
             some: Tensor | slice = slice(None) if everyone else rows
             tokens = packed(some, taken[some], state.cache.used)
             delta = self.extend_delta(x[some], Rope(fresh.rope.turns[some]), tokens, state)
-            delta = (delta * self.gate(choice.weights[some]).unsqueeze(-1)).to(x.dtype)
+            delta = (delta * self.gate(weights[some]).unsqueeze(-1)).to(x.dtype)
             return x + delta if everyone else x.index_add(0, rows, delta)
         taken = taken[rows]
         index, filled = pack(taken, most(taken))  # (R, k)
         at = (rows[:, None], index)
-        gate = self.gate(choice.weights[at]) * filled
+        gate = self.gate(weights[at]) * filled
         rope = Rope(fresh.rope.turns[at])  # (R, k, 1, P, 2)
         chosen = x[at]  # (R, k, D)
         delta = self.extend_delta(chosen, rope, packed(rows, filled, state.cache.used), state) * gate.unsqueeze(-1)

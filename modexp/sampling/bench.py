@@ -41,50 +41,66 @@ class Timing:
     cache_bytes_held: int
 
 
-def force_decisions(model: Transformer, seed: int) -> None:
-    """From now on every routed block and every expert takes a token with probability C/T; draws start at ``seed``."""
+class Draws:
+    """Decisions with probability ``share``, drawn beforehand, as a router that decides draws nothing. How many are used
+    up is known to the device, where recorded steps move it on."""
+
+    def __init__(self, name: str, share: float, device: torch.device) -> None:
+        self.name, self.share = name, share
+        self.decisions = torch.zeros(DRAWS, dtype=torch.bool, device=device)
+        self.used = torch.zeros((), dtype=torch.long, device=device)
+        self.count = torch.arange(DRAWS, device=device)
+
+    def begin(self, seed: int) -> None:
+        drawn = torch.rand(DRAWS, generator=stream(seed, f"decisions of {self.name}")) < self.share
+        self.decisions.copy_(drawn)
+        self.used.zero_()
+
+    def like(self, undecided: Tensor) -> Tensor:
+        n = undecided.numel()
+        found = self.decisions[(self.count[:n] + self.used) % DRAWS]
+        self.used += n
+        return found.view(undecided.shape)
+
+
+def force_decisions(model: Transformer) -> list[Draws]:
+    """From now on every routed block and every expert takes a token with probability C/T, as the draws have it."""
+    found = []
+    device = model.rope.device
     for name, module in model.named_modules():
-        draw = stream(seed, f"decisions of {name}")
         if isinstance(module, RoutedBlock):
-            module.choose = forced(module, draw)  # type: ignore[method-assign]
+            found.append(Draws(name, module.capacity, device))
+            module.choose = forced(module, found[-1])  # type: ignore[method-assign]
         if isinstance(module, Experts):
-            module.choose = forced_experts(module, draw)  # type: ignore[method-assign]
+            paths = module.config.experts + module.config.noop_experts
+            found.append(Draws(name, module.config.expert_capacity / paths, device))
+            module.choose = forced_experts(module, found[-1])  # type: ignore[method-assign]
+    return found
 
 
-def forced(block: RoutedBlock, draw: torch.Generator) -> Any:
-    drawn = torch.rand(DRAWS, generator=draw) < block.capacity  # beforehand: a router that decides draws nothing
-    drawn = drawn.to(block.attention.qkv.weight.device)
-    used = 0
-
+def forced(block: RoutedBlock, draws: Draws) -> Any:
     def choose(x: Tensor) -> Choice:
-        nonlocal used
-        B, n = x.shape[:2]
-        if used + B * n > DRAWS:
-            used = 0
-        used += B * n
-        return type(block).choose(block, x)._replace(wanted=drawn[used - B * n : used].view(B, n))
+        choice = type(block).choose(block, x)
+        return choice._replace(wanted=draws.like(choice.wanted))
 
     return choose
 
 
-def forced_experts(experts: Experts, draw: torch.Generator) -> Any:
-    share = experts.config.expert_capacity / (experts.config.experts + experts.config.noop_experts)
-
+def forced_experts(experts: Experts, draws: Draws) -> Any:
     def choose(x: Tensor, logits: Tensor, real: Tensor | None, used: Tensor | int) -> tuple[Tensor, Tensor | None]:
         taken, predicted = type(experts).choose(experts, x, logits, real, used)
-        wanted = (torch.rand(taken.shape, generator=draw) < share).to(taken.device)
+        wanted = draws.like(taken)
         return wanted if real is None else wanted & real.unsqueeze(-1), predicted
 
     return choose
 
 
-def timed(model: Transformer, prompts: Tensor, new_tokens: int) -> Timing:
+def timed(decoder: Decoder, prompts: Tensor, new_tokens: int) -> Timing:
     """Decode ``new_tokens`` after each of ``prompts`` (B, n), the likeliest each time."""
-    B, n = prompts.shape
-    device = prompts.device
+    B, device = len(prompts), prompts.device
+    decoder.clear()
     wait(device)
     begin = time.perf_counter()
-    decoder = Decoder(model, B, n + new_tokens)
     token = decoder.logits(prompts).argmax(dim=-1, keepdim=True)
     wait(device)
     first = time.perf_counter()
@@ -114,11 +130,15 @@ def compare(
     rows = []
     for batch in batches:
         prompts = torch.randint(data.vocab_size, (batch, prompt_length), generator=stream(seed, "prompts")).to(device)
+        draws = {name: force_decisions(built) for name, built in models.items()}
+        length = prompt_length + new_tokens
+        decoders = {name: Decoder(built, batch, length) for name, built in models.items()}
         timings: dict[str, list[Timing]] = {name: [] for name in models}
         for repeat in range(repeats + 1):
-            for name, built in models.items():
-                force_decisions(built, seed + repeat)
-                timings[name].append(timed(built, prompts, new_tokens))
+            for name, decoder in decoders.items():
+                for blocks in draws[name]:
+                    blocks.begin(seed + repeat)
+                timings[name].append(timed(decoder, prompts, new_tokens))
         row: dict[str, Any] = {"batch": batch}
         for name, found in timings.items():
             row[name] = {

@@ -12,20 +12,33 @@ from torch import Tensor, nn
 
 from modexp.models.cache import packed
 from modexp.models.transformer import Block, Fresh, Rope, Transformer
+from modexp.sampling.steps import Steps
 
 FEW = 3  # rows up to which a product with a matrix is as many products with a vector
 
 
 class Decoder:
-    """``batch`` sequences of up to ``length`` tokens, decoded together; none influences another."""
+    """``batch`` sequences of up to ``length`` tokens, decoded together; none influences another.
 
-    def __init__(self, model: Transformer, batch: int, length: int) -> None:
+    What one token a row takes is computed for the rows that take part, once the host knows them; or, where that
+    costs more than it saves, in ``static`` shapes (steps.py): by default, on a GPU.
+    """
+
+    def __init__(self, model: Transformer, batch: int, length: int, static: bool | None = None) -> None:
         assert length <= model.rope.shape[1], "positions beyond the trained sequence length"
         self.model = model
         self.blocks = cast("list[Block]", list(model.blocks))
         lay_out(model, batch)
         self.states = [block.new_state(batch, length) for block in self.blocks]
         self.lengths = torch.zeros(batch, dtype=torch.long, device=model.rope.device)  # tokens met, by row
+        is_static = model.rope.is_cuda if static is None else static
+        self.steps = Steps(model, self.blocks, self.states, self.lengths) if is_static else None
+
+    def clear(self) -> None:
+        """As before the first token; the caches and what is recorded stay."""
+        self.lengths.zero_()
+        for state in self.states:
+            state.clear()
 
     @torch.inference_mode()
     def extend(self, tokens: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -36,6 +49,8 @@ class Decoder:
         """
         if valid is None:
             valid = torch.ones_like(tokens, dtype=torch.bool)
+        if self.steps is not None:
+            self.steps.forget()
         table = self.model.rope
         positions = self.lengths[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
         positions = positions.clamp(max=table.shape[1] - 1)  # of padding, which may hang over the end
@@ -43,12 +58,14 @@ class Decoder:
         x = self.model.embedding(tokens)  # (B, n, D)
         for block, state in zip(self.blocks, self.states, strict=True):
             x = block.extend(x, fresh, state)
-        self.lengths = fresh.tokens.held
+        self.lengths.copy_(fresh.tokens.held)
         return self.model.norm(x)
 
     @torch.inference_mode()
     def logits(self, tokens: Tensor, valid: Tensor | None = None) -> Tensor:
         """What follows the last of ``tokens`` (B, n) in each row: (B, V). A row without any means nothing."""
+        if self.steps is not None and tokens.shape[1] == 1:
+            return self.steps.logits(tokens, torch.ones_like(tokens, dtype=torch.bool) if valid is None else valid)
         x = self.extend(tokens, valid)
         last = -1 if valid is None else valid.sum(dim=1).clamp(min=1) - 1
         return self.model.head(x[torch.arange(len(x), device=x.device), last])

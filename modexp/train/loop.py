@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import sys
 import time
@@ -24,9 +22,10 @@ from modexp.runs import RunDir, check_config
 from modexp.train import checkpoint
 from modexp.train.branch import starts
 from modexp.train.evaluate import evaluate
-from modexp.train.hardware import choose_device, describe, matmul_limit, memory_free, peak_memory, prepare, wait
+from modexp.train.hardware import choose_device, describe, matmul_limit, memory_free, peak_memory, prepare
 from modexp.train.outcome import Consumed, outcome, run_info
 from modexp.train.progress import Progress
+from modexp.train.rows import Diverged, Rows
 from modexp.train.schedule import planned_lr
 from modexp.train.signals import Stop
 from modexp.train.step import OutOfMemory, Stepper
@@ -154,7 +153,11 @@ class Training:
             if self.world.most(self.stop.signal)[0]:  # asked while the text was being read
                 raise Interrupted(f"{self.run.path} was stopped before a step", "the same command starts it")
             with Progress(self.run.name, self.plan["steps"]) as progress:
-                reason = self.steps(tracker, progress)
+                reason = ""
+                try:
+                    self.steps(tracker, progress)
+                except Diverged as loss:
+                    reason = str(loss)
             self.account()
             consumed = Consumed(**{f.name: getattr(self.state, f.name) for f in fields(Consumed)})
             if self.world.leads:
@@ -169,38 +172,30 @@ class Training:
         finally:
             tracker.finish(summary, exit_code)
 
-    def steps(self, tracker: Tracker, progress: Progress) -> str:
-        """Run the steps that are left; returns why the run diverged, or an empty string."""
+    def steps(self, tracker: Tracker, progress: Progress) -> None:
+        """Run the steps that are left. Raises Diverged."""
         state, plan, trainer = self.state, self.plan, self.config.trainer
         last_saved = time.monotonic()
-        since_row, tokens_then = time.perf_counter(), state.sequences
         with open(self.run.metrics_path if self.world.leads else os.devnull, "a") as metrics:
+            bytes_per_token = self.text["train_bytes_per_token"]
+            rows = Rows(metrics, tracker, progress, state, plan, bytes_per_token, self.limit, self.device)
             while state.step < plan["steps"]:
                 lr, norm = self.step()
+                rows.settle()  # what was marked before this step, which keeps the device at work
                 due = state.step in self.eval_steps or state.step == plan["steps"]
                 if due or state.step % trainer.log_every == 0:
-                    wait(self.device)
-                    seconds = time.perf_counter() - since_row
-                    state.train_seconds += seconds
-                    rate = (state.sequences - tokens_then) * plan["sequence_length"] / seconds
-                    row = self.row(lr, norm, rate)
-                    if due and math.isfinite(row["train/loss"]):
-                        row |= self.evaluate()
-                    odd = [key for key, value in row.items() if key.endswith("/loss") and not math.isfinite(value)]
-                    told = {key: value for key, value in row.items() if math.isfinite(value)}
-                    metrics.write(json.dumps(told) + "\n")
-                    metrics.flush()
-                    tracker.log(told)
-                    if odd:
-                        return f"{odd[0]} is {row[odd[0]]} at step {state.step}"
-                    progress.show(row)
-                    since_row, tokens_then = time.perf_counter(), state.sequences
+                    rows.mark(state.step, state.sequences, lr, state.loss_steps, self.loss_sum, norm)
+                    self.loss_sum.zero_()
+                    state.loss_steps = 0
+                if due or self.device.type == "cpu" or state.step in self.branch_steps:
+                    rows.settle(self.evaluate if due else None)
                 if state.step in self.branch_steps:
                     self.save_branch()
                 finished, minutes = state.step == plan["steps"], (time.monotonic() - last_saved) / 60
                 # a signal to one process is one to all, and so is a look at its clock
                 asked, late = self.world.most(self.stop.signal, minutes > trainer.checkpoint_minutes)
                 if finished or asked or late:
+                    rows.settle()
                     if self.world.leads:
                         os.fsync(metrics.fileno())
                     self.save()
@@ -210,7 +205,6 @@ class Training:
                         f"{self.run.path} was stopped at step {state.step} of {plan['steps']}",
                         "its state is saved; the same command goes on from there",
                     )
-        return ""
 
     # ---- one step ------------------------------------------------------------------------------------------
 
@@ -259,25 +253,6 @@ class Training:
         return batch.to(self.device, non_blocking=True)
 
     # ---- what is written down ------------------------------------------------------------------------------
-
-    def row(self, lr: float, norm: torch.Tensor, tokens_per_s: float) -> dict[str, Any]:
-        """One line of metrics; the loss is the mean over the steps since the line before."""
-        state, plan = self.state, self.plan
-        loss = self.loss_sum.item() / state.loss_steps
-        self.loss_sum.zero_()
-        state.loss_steps = 0
-        flops_per_token = plan["training_flops_per_sequence"] / plan["sequence_length"]
-        return {
-            "step": state.step,
-            "tokens": state.sequences * plan["sequence_length"],
-            "flops": state.sequences * plan["training_flops_per_sequence"],
-            "train/loss": loss,
-            "train/bits_per_byte": loss / math.log(2) / self.text["train_bytes_per_token"],
-            "train/lr": lr,
-            "train/grad_norm": norm.item(),
-            "perf/tokens_per_s": tokens_per_s,
-            "perf/mfu": tokens_per_s * flops_per_token / self.limit,
-        }
 
     def evaluate(self) -> dict[str, float]:
         begin = time.perf_counter()

@@ -63,7 +63,7 @@ def packed(rows: Tensor | slice, filled: Tensor, used: Tensor) -> Packed:
 
 
 def in_every_row(filled: Tensor, used: Tensor, room: int) -> Packed:
-    """As :func:`packed` for one slot a row, ``filled`` (B, 1), in shapes that no decision changes: it waits for nothing.
+    """As :func:`packed` for one slot a row, ``filled`` (B, 1), in shapes that no decision changes; does not wait.
 
     Caches hold ``room`` places, all of which are looked at; rows that take no part write to their next free place.
     """

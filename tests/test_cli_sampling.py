@@ -106,6 +106,8 @@ def test_generate_streams_one_and_lists_several(run: Path, modexp_cli: Cli, caps
     several = capsys.readouterr().out
     assert several.startswith(f"--- 1 of 4: {found['tokens']} tokens\ndef {found['text']}\n")
     assert several.count("import os") == 2
+    assert modexp_cli("generate", str(run), "--temperature", "0", "--precision", "bf16", "--json") == 0
+    capsys.readouterr()
     assert modexp_cli("generate", str(run), "--temperature", "0", "--json") == 0
     (empty,) = json.loads(capsys.readouterr().out)
     assert empty["end"] == "separator" or empty["tokens"] == 63
@@ -197,6 +199,11 @@ def test_bench_decode_reports_speed_beside_flops(modexp_cli: Cli, capsys: Captur
         assert row["model"]["cache_bytes_allocated"] <= row["dense"]["cache_bytes_allocated"]
         assert 0.5 < row["flops_ratio"] < 1
         assert row["speedup"] > 0
+    exact = found["batches"][0]["dense"]["cache_bytes_held"]
+    assert modexp_cli("bench", "decode", *words, "--batch", "1", "--repeats", "1", "--precision", "bf16", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["precision"] == "bf16"
+    assert found["batches"][0]["dense"]["cache_bytes_held"] == exact / 2
     assert modexp_cli("bench", "decode", *words, "--batch", "2", "--repeats", "1") == 0
     assert "dense twin" in capsys.readouterr().out
 

@@ -16,7 +16,7 @@ from modexp.models import stochastic
 from modexp.models.cache import packed
 from modexp.models.routed import RoutedBlock
 from modexp.models.transformer import Fresh, Rope, Transformer
-from modexp.sampling.decode import Decoder, padded
+from modexp.sampling.decode import Decoder, in_bf16, padded
 from modexp.sampling.filters import Sampling
 from modexp.sampling.generate import generate
 from tests.test_kinds import lively
@@ -64,7 +64,7 @@ def decoded(
     logits = torch.zeros(B, T, 256)
     prompts, valid = padded([row[:n].tolist() for row, n in zip(tokens, lengths, strict=True)])
     with torch.inference_mode():
-        first = model.head(decoder.extend(prompts, valid))
+        first = model.head(decoder.extend(prompts, valid)).float()
     logits[:, : valid.shape[1]][valid] = first[valid]
     at = torch.tensor(lengths)
     while (at < T).any():
@@ -208,6 +208,33 @@ def test_a_cache_grows_only_beyond_what_was_foreseen() -> None:
             torch.testing.assert_close(
                 decoded(model, tokens, [3])[0], model(tokens, causal=True).logits, atol=1e-5, rtol=0
             )
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_matrices_in_bf16_decode_alike_from_caches_half_as_large(kind: str, static: bool) -> None:
+    model, tokens = any_model(kind), ids(5)
+    exact = model(tokens, causal=True).logits.detach()
+    _, decoder = decoded(model, tokens, LENGTHS, static)
+    allocated = decoder.cache_bytes()[0]
+    assert in_bf16(model) is model
+    with torch.no_grad():
+        whole = model(tokens, causal=True).logits
+    logits, decoder = decoded(model, tokens, LENGTHS, static)
+    # single logits differ more where rounding moved a token to another expert
+    assert 0 < (whole - exact).abs().median() < 0.01
+    assert (logits - whole).abs().median() < 0.01
+    assert (logits - whole).abs().quantile(0.99) < 0.1
+    assert decoder.cache_bytes()[0] == pytest.approx(allocated / 2, rel=0.2)  # more or fewer may have gone through
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_decides_and_the_embedding_stay_in_fp32(tied: bool) -> None:
+    model = in_bf16(lively(KINDS["mode_staged"].config(kind="mode_staged", **SHAPE, tie_embeddings=tied)))
+    for name, parameter in model.named_parameters():
+        exact = "router" in name or "predictor" in name or "norm" in name or name == "embedding.weight"
+        assert parameter.dtype is (torch.float32 if exact else torch.bfloat16), name
+    assert model.head.weight.dtype is torch.bfloat16
 
 
 # ---- what it costs ---------------------------------------------------------------------------------------------

@@ -53,6 +53,9 @@ def decode_flags() -> Parser:
     p.add_argument("--prompt-length", type=int, default=256, metavar="N", help="tokens (default: 256)")
     p.add_argument("--new-tokens", type=int, default=256, metavar="N", help="tokens (default: 256)")
     p.add_argument("--repeats", type=int, default=3, metavar="N", help="turns of each model (default: 3)")
+    p.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="fp32", help="of matrices and caches (default: fp32)"
+    )
     add_json(p)
     p.add_argument("words", nargs="*", metavar="key=value", help="the model: model.n_layers=6 model.d_model=256 ...")
     return p
@@ -96,11 +99,19 @@ def decode(words: list[str]) -> int:
         "new_tokens": args.new_tokens,
         "repeats": args.repeats,
         "decisions": "forced: a routed block or an expert takes a token with probability C/T, by a seeded draw",
-        "precision": "fp32",
+        "precision": args.precision,
         "device": describe(device),
         "busy": busy,
         "batches": compare(
-            config.model, data, batches, args.prompt_length, args.new_tokens, args.repeats, config.seed, device
+            config.model,
+            data,
+            batches,
+            args.prompt_length,
+            args.new_tokens,
+            args.repeats,
+            config.seed,
+            device,
+            args.precision,
         ),
     }
     if args.json:

@@ -26,6 +26,9 @@ def flags() -> Parser:
     p.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
     p.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that reach probability P")
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="fp32", help="of matrices and caches (default: fp32)"
+    )
     add_json(p)
     return p
 
@@ -51,7 +54,8 @@ def main(words: list[str]) -> int:
     from modexp.sampling.filters import Sampling
 
     sampling = Sampling(args.temperature, args.top_k, args.top_p)
-    texts = continuations(run, tokenizer, tokens, most, sampling, args.seed, say=len(prompts) == 1 and not args.json)
+    streamed = len(prompts) == 1 and not args.json
+    texts = continuations(run, tokenizer, tokens, most, sampling, args.seed, args.precision, say=streamed)
     if args.json:
         print_json([{"prompt": prompt, **text} for prompt, text in zip(prompts, texts, strict=True)])
     elif len(prompts) > 1:
@@ -91,14 +95,24 @@ def room(prompt: int, context: int, asked: int | None) -> int:
 
 
 def continuations(
-    run: LoadedRun, tokenizer: Tokenizer, prompts: list[list[int]], most: int, sampling: Sampling, seed: int, say: bool
+    run: LoadedRun,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    most: int,
+    sampling: Sampling,
+    seed: int,
+    precision: str,
+    say: bool,
 ) -> list[dict[str, Any]]:
     """Text, number of tokens and end of each; the first one is printed as it comes if ``say``."""
+    from modexp.sampling.decode import in_bf16
     from modexp.sampling.generate import generate
     from modexp.sampling.text import TextStream
     from modexp.train.hardware import choose_device
 
     model = run.model.to(choose_device(run.config.trainer.device))
+    if precision == "bf16":
+        model = in_bf16(model)
     streams = [TextStream(tokenizer) for _ in prompts]
     begun = [stream.push(*prompt) + stream.rest() for stream, prompt in zip(streams, prompts, strict=True)]
     texts, ended = [""] * len(prompts), [False] * len(prompts)

@@ -109,6 +109,8 @@ class Experts(nn.Module):
         rows = torch.arange(B, device=x.device)[:, None, None] * T
         flat = (index + rows).transpose(0, 1).flatten()  # (E B k): a row never reaches into another
         chosen = x.flatten(0, 1).index_select(0, flat).view(index.shape[1], -1, D)  # (E, B k, D)
+        if self.inner.dtype is torch.bfloat16:  # as a decoder may keep them
+            chosen = chosen.to(torch.bfloat16)
         hidden = chosen @ self.inner  # (E, B k, M)
         hidden = F.gelu(hidden) if self.gate is None else F.silu(chosen @ self.gate) * hidden
         weighted = (hidden @ self.out) * gate.transpose(0, 1).flatten(1).unsqueeze(-1)  # (E, B k, D)

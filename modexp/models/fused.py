@@ -62,6 +62,8 @@ class Linear(nn.Linear):
         super().__init__(into, out, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.weight.dtype is torch.bfloat16:  # as a decoder may keep them
+            return F.linear(x.to(torch.bfloat16), self.weight)
         plain = x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
         if plain or not torch.is_grad_enabled():
             return super().forward(x)

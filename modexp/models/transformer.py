@@ -170,7 +170,7 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(vocab_size, width)
         self.blocks = nn.ModuleList(blocks)
         self.norm = RMSNorm(width, eps=1e-6)
-        self.head = nn.Linear(width, vocab_size, bias=False)
+        self.head = Linear(width, vocab_size)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.rope: Tensor

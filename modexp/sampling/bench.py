@@ -24,7 +24,7 @@ from modexp.models.experts import Experts
 from modexp.models.init import stream
 from modexp.models.routed import Choice, RoutedBlock
 from modexp.models.transformer import Transformer
-from modexp.sampling.decode import Decoder
+from modexp.sampling.decode import Decoder, in_bf16
 from modexp.sampling.roofline import measured, step_seconds
 from modexp.train.hardware import wait
 
@@ -120,13 +120,16 @@ def compare(
     repeats: int,
     seed: int,
     device: torch.device,
+    precision: str,
 ) -> list[dict[str, Any]]:
     """One row a batch size: medians over ``repeats``, in which the two models take turns after one turn to warm up."""
     configs = {"model": model, "dense": dense_twin(model)}
     models = {name: build(config, data, seed).to(device).eval() for name, config in configs.items()}
+    if precision == "bf16":
+        models = {name: in_bf16(built) for name, built in models.items()}
     flops = {name: ledger(config, data).forward("causal") for name, config in configs.items()}
     context = prompt_length + new_tokens / 2
-    machine = measured(device, sum(p.nbytes for p in models["dense"].parameters()))
+    machine = measured(device, sum(p.numel() for p in models["dense"].parameters()), precision)
     rows = []
     for batch in batches:
         prompts = torch.randint(data.vocab_size, (batch, prompt_length), generator=stream(seed, "prompts")).to(device)

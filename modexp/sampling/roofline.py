@@ -17,21 +17,22 @@ from modexp.flops.ledger import Term
 from modexp.kinds import ledger
 from modexp.train.hardware import least_seconds, matmul_limit
 
-ITEM = 4  # bytes of a weight and of a cached value, which are fp32
+ITEM = {"fp32": 4, "bf16": 2}  # bytes of a weight and of a cached value
 
 
 @dataclass(frozen=True)
 class Machine:
     flops_per_second: float  # of a large matmul
     bytes_per_second: float  # of reading as much as the weights take, from wherever so much lies: a cache, or memory
+    item: int  # bytes of a weight
 
 
-def measured(device: torch.device, weight_bytes: int) -> Machine:
-    """Both limits, the best of a few, on the threads that torch has."""
-    n = 1024
-    weights = torch.ones(n, max(1, weight_bytes // (ITEM * n)), device=device)  # read along the longer side: faster
-    bandwidth = weights.nbytes / least_seconds(weights, weights[0].clone())
-    return Machine(matmul_limit(device, "fp32"), bandwidth)
+def measured(device: torch.device, weights: int, precision: str) -> Machine:
+    """Both limits, the best of a few, on the threads that torch has, for so many ``weights``."""
+    n, item = 1024, ITEM[precision]
+    # in fp32 whatever the precision, and along the longer side: nothing reads faster
+    read = torch.ones(n, max(1, weights * item // (ITEM["fp32"] * n)), device=device)
+    return Machine(matmul_limit(device, precision), read.nbytes / least_seconds(read, read[0].clone()), item)
 
 
 def step_seconds(model: ModelConfig, data: DataConfig, batch: int, context: float, machine: Machine) -> float:
@@ -46,14 +47,14 @@ def seconds(term: Term, model: ModelConfig, width: int, batch: int, context: flo
     if term.params:
         # of experts each has weights of its own, read if a row meets it
         copies = getattr(model, "experts", 1) if term.name in EXPERTS else 1
-        of_row, weights = 2 * term.params / copies, ITEM * term.params / copies
+        of_row, weights = 2 * term.params / copies, machine.item * term.params / copies
         return copies * sum(
             chance * max(n * of_row / machine.flops_per_second, weights / machine.bytes_per_second)
             for n, chance in rows(batch, term.share)
             if n
         )
     held = context * term.share  # scores or values: each row reads its own keys or values
-    row = max(2 * held * width / machine.flops_per_second, ITEM * held * width / machine.bytes_per_second)
+    row = max(2 * held * width / machine.flops_per_second, machine.item * held * width / machine.bytes_per_second)
     return batch * term.share * row
 
 

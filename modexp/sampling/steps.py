@@ -127,7 +127,7 @@ class Steps:
 
     def end(self) -> None:
         self.lengths.copy_(self.fresh.tokens.held)
-        self.found = self.model.head(self.model.norm(self.x)).squeeze(1)
+        self.found = self.model.head(self.model.norm(self.x)).squeeze(1).float()
 
     # ---- on a GPU ------------------------------------------------------------------------------------------
 

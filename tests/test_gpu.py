@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,11 @@ from modexp.kinds import KINDS
 from modexp.models.build import build
 from modexp.sampling.decode import Decoder, padded
 from modexp.train.loop import train
+from modexp.train.outcome import Consumed
+from modexp.train.progress import Progress
+from modexp.train.rows import Rows
 from modexp.train.step import Stepper
+from modexp.train.trackers import Tracker
 from tests.test_train import MOD, planned
 
 pytestmark = [
@@ -111,6 +117,25 @@ def test_no_recorded_step_of_many_rows_waits_for_the_device(kind: str) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert logits.isfinite().all()
+
+
+def test_a_row_is_marked_without_a_wait() -> None:
+    device, file = torch.device("cuda"), io.StringIO()
+    plan = {"sequence_length": 64, "training_flops_per_sequence": 1e6}
+    with Progress("run", 10) as progress:
+        rows = Rows(file, Tracker(), progress, (consumed := Consumed()), plan, 1.0, 1e12, device)
+        loss_sum, norm = torch.full((), 6.0, device=device), torch.full((), 0.5, device=device)
+        torch.cuda._sleep(10**8)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            rows.mark(2, 8, 1e-3, 2, loss_sum, norm)
+            loss_sum.zero_()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        rows.settle()
+    row = json.loads(file.getvalue())
+    assert (row["step"], row["train/loss"], row["train/grad_norm"]) == (2, 3.0, 0.5)
+    assert consumed.train_seconds > 0.01, "time is the device's own"
 
 
 def test_trains_on_a_gpu(tmp_path: Path, tiny: list[str]) -> None:

@@ -72,6 +72,11 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
+def runs_ahead(device: torch.device) -> bool:
+    """Whether the host goes on to the next step while the device is at work on this one."""
+    return device.type == "cuda"
+
+
 def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

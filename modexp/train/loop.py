@@ -22,7 +22,7 @@ from modexp.runs import RunDir, check_config
 from modexp.train import checkpoint
 from modexp.train.branch import starts
 from modexp.train.evaluate import evaluate
-from modexp.train.hardware import choose_device, describe, matmul_limit, memory_free, peak_memory, prepare
+from modexp.train.hardware import choose_device, describe, matmul_limit, memory_free, peak_memory, prepare, runs_ahead
 from modexp.train.outcome import Consumed, outcome, run_info
 from modexp.train.progress import Progress
 from modexp.train.rows import Diverged, Rows
@@ -187,7 +187,7 @@ class Training:
                     rows.mark(state.step, state.sequences, lr, state.loss_steps, self.loss_sum, norm)
                     self.loss_sum.zero_()
                     state.loss_steps = 0
-                if due or self.device.type == "cpu" or state.step in self.branch_steps:
+                if due or not runs_ahead(self.device) or state.step in self.branch_steps:
                     rows.settle(self.evaluate if due else None)
                 if state.step in self.branch_steps:
                     self.save_branch()

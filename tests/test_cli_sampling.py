@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from modexp.sampling.bench import force_decisions
+from modexp.sampling.forced import force_decisions
 from modexp.train.loop import train
 from tests.test_sampling import T, any_model
 from tests.test_train import planned
@@ -185,7 +185,7 @@ def test_experts_are_forced_too() -> None:
     assert not torch.equal(counts[0], counts[2])
 
 
-def test_bench_decode_reports_speed_beside_flops(modexp_cli: Cli, capsys: Captured) -> None:
+def test_bench_decode_reports_speed_beside_flops(modexp_cli: Cli, capsys: Captured, tmp_path: Path) -> None:
     words = ["model.n_layers=2", "model.d_model=32", "model.n_heads=2", "--prompt-length", "16", "--new-tokens", "8"]
     threads = torch.get_num_threads()
     assert modexp_cli("bench", "decode", *words, "--batch", "1,3", "--repeats", "1", "--json") == 0
@@ -200,8 +200,11 @@ def test_bench_decode_reports_speed_beside_flops(modexp_cli: Cli, capsys: Captur
         assert 0.5 < row["flops_ratio"] < 1
         assert row["speedup"] > 0
     exact = found["batches"][0]["dense"]["cache_bytes_held"]
-    assert modexp_cli("bench", "decode", *words, "--batch", "1", "--repeats", "1", "--precision", "bf16", "--json") == 0
+    assert modexp_cli("bench", "decode", *words, "--batch", "1", "--repeats", "1", "--precision", "bf16", "--json",
+                      "--profile", str(tmp_path / "trace.json")) == 0  # fmt: skip
     found = json.loads(capsys.readouterr().out)
+    names = {event.get("name") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
+    assert {"dense twin, batch 1, prompt", "mod, batch 1, step 6", "aten::mm"} <= names
     assert found["precision"] == "bf16"
     assert found["batches"][0]["dense"]["cache_bytes_held"] == exact / 2
     assert modexp_cli("bench", "decode", *words, "--batch", "2", "--repeats", "1") == 0

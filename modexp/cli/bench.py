@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from modexp.cli.common import Parser, add_json, note, parser, print_json, print_table, split_words
@@ -56,6 +57,7 @@ def decode_flags() -> Parser:
     p.add_argument(
         "--precision", choices=("fp32", "bf16"), default="fp32", help="of matrices and caches (default: fp32)"
     )
+    p.add_argument("--profile", metavar="FILE", help="write a trace of a few steps of each, for ui.perfetto.dev")
     add_json(p)
     p.add_argument("words", nargs="*", metavar="key=value", help="the model: model.n_layers=6 model.d_model=256 ...")
     return p
@@ -76,7 +78,11 @@ def decode(words: list[str]) -> int:
             raise UserError(f"{flag} {value} is below {least}")
 
     from modexp.cli.compose import configuration
+    from modexp.files import check_writable
     from modexp.plan.run import resolve_shape
+
+    if args.profile:
+        check_writable(Path(args.profile).parent)
 
     if not any(word.startswith("model=") for word in overrides):
         overrides = ["model=mod", *overrides]
@@ -85,13 +91,14 @@ def decode(words: list[str]) -> int:
         raise UserError(f"model={config.model.kind} routes nothing", "compare a routed model: model=mod")
     data = replace(config.data, sequence_length=args.prompt_length + args.new_tokens)
 
-    from modexp.sampling.bench import compare
+    from modexp.sampling.bench import Pair, compare, profile
     from modexp.train.hardware import choose_device, describe, prepare
     from modexp.train.load import load
 
     device = choose_device(config.trainer.device)
     busy = load().sentence
     prepare(device, 1)  # a second one collapses where anything else runs
+    pair = Pair(config.model, data, args.prompt_length, args.new_tokens, config.seed, device, args.precision)
     found: dict[str, Any] = {
         "model": config.model.kind,
         "shape": config.model.shape,
@@ -102,18 +109,11 @@ def decode(words: list[str]) -> int:
         "precision": args.precision,
         "device": describe(device),
         "busy": busy,
-        "batches": compare(
-            config.model,
-            data,
-            batches,
-            args.prompt_length,
-            args.new_tokens,
-            args.repeats,
-            config.seed,
-            device,
-            args.precision,
-        ),
+        "batches": compare(pair, batches, args.repeats),
     }
+    if args.profile:
+        profile(pair, batches, Path(args.profile))
+        note(f"{args.profile}: open it in ui.perfetto.dev")
     if args.json:
         print_json(found)
     else:

@@ -1,14 +1,14 @@
 """How fast a routed model decodes beside the dense model of its shape, both with the same code and caches.
 
-An untrained router decides anything, so routed blocks are told: each token goes through with probability C/T, by a
-seeded draw; and so are experts, of which each takes a token with the probability of its capacity. Routers and
-predictors are computed all the same. Weights are random; what is generated is noise.
+Weights are random and decisions forced (forced.py); what is generated is noise.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -20,15 +20,14 @@ from modexp.config.model import ModelConfig
 from modexp.flops.transformer import dense_twin
 from modexp.kinds import ledger
 from modexp.models.build import build
-from modexp.models.experts import Experts
 from modexp.models.init import stream
-from modexp.models.routed import Choice, RoutedBlock
-from modexp.models.transformer import Transformer
 from modexp.sampling.decode import Decoder, in_bf16
+from modexp.sampling.forced import Draws, force_decisions
 from modexp.sampling.roofline import measured, step_seconds
 from modexp.train.hardware import wait
+from modexp.train.trace import write_trace
 
-DRAWS = 2**20  # decisions of a block; then they repeat
+STEPS = 8  # in a profile, of each model: some of them go through a routed block
 
 
 @dataclass(frozen=True)
@@ -41,58 +40,38 @@ class Timing:
     cache_bytes_held: int
 
 
-class Draws:
-    """Decisions with probability ``share``, drawn beforehand, as a router that decides draws nothing. How many are used
-    up is known to the device, where recorded steps move it on."""
+@dataclass(frozen=True)
+class Pair:
+    """A routed model and its dense twin, which decode ``new_tokens`` after prompts of ``prompt_length``."""
 
-    def __init__(self, name: str, share: float, device: torch.device) -> None:
-        self.name, self.share = name, share
-        self.decisions = torch.zeros(DRAWS, dtype=torch.bool, device=device)
-        self.used = torch.zeros((), dtype=torch.long, device=device)
-        self.count = torch.arange(DRAWS, device=device)
+    model: ModelConfig
+    data: DataConfig
+    prompt_length: int
+    new_tokens: int
+    seed: int
+    device: torch.device
+    precision: str
 
-    def begin(self, seed: int) -> None:
-        drawn = torch.rand(DRAWS, generator=stream(seed, f"decisions of {self.name}")) < self.share
-        self.decisions.copy_(drawn)
-        self.used.zero_()
+    @property
+    def configs(self) -> dict[str, ModelConfig]:
+        return {"model": self.model, "dense": dense_twin(self.model)}
 
-    def like(self, undecided: Tensor) -> Tensor:
-        n = undecided.numel()
-        found = self.decisions[(self.count[:n] + self.used) % DRAWS]
-        self.used += n
-        return found.view(undecided.shape)
+    def prompts(self, batch: int) -> Tensor:
+        drawn = torch.randint(self.data.vocab_size, (batch, self.prompt_length), generator=stream(self.seed, "prompts"))
+        return drawn.to(self.device)
 
-
-def force_decisions(model: Transformer) -> list[Draws]:
-    """From now on every routed block and every expert takes a token with probability C/T, as the draws have it."""
-    found = []
-    device = model.rope.device
-    for name, module in model.named_modules():
-        if isinstance(module, RoutedBlock):
-            found.append(Draws(name, module.capacity, device))
-            module.choose = forced(module, found[-1])  # type: ignore[method-assign]
-        if isinstance(module, Experts):
-            paths = module.config.experts + module.config.noop_experts
-            found.append(Draws(name, module.config.expert_capacity / paths, device))
-            module.choose = forced_experts(module, found[-1])  # type: ignore[method-assign]
-    return found
-
-
-def forced(block: RoutedBlock, draws: Draws) -> Any:
-    def choose(x: Tensor) -> Choice:
-        choice = type(block).choose(block, x)
-        return choice._replace(wanted=draws.like(choice.wanted))
-
-    return choose
-
-
-def forced_experts(experts: Experts, draws: Draws) -> Any:
-    def choose(x: Tensor, logits: Tensor, real: Tensor | None, used: Tensor | int) -> tuple[Tensor, Tensor | None]:
-        taken, predicted = type(experts).choose(experts, x, logits, real, used)
-        wanted = draws.like(taken)
-        return wanted if real is None else wanted & real.unsqueeze(-1), predicted
-
-    return choose
+    def decoders(self, batch: int) -> dict[str, tuple[Decoder, list[Draws]]]:
+        """Of both, each with the draws that decide in it."""
+        found = {}
+        for name, config in self.configs.items():
+            built = build(config, self.data, self.seed).to(self.device).eval()
+            if self.precision == "bf16":
+                in_bf16(built)
+            draws = force_decisions(built)
+            for blocks in draws:
+                blocks.begin(self.seed)
+            found[name] = Decoder(built, batch, self.prompt_length + self.new_tokens), draws
+        return found
 
 
 def timed(decoder: Decoder, prompts: Tensor, new_tokens: int) -> Timing:
@@ -111,49 +90,51 @@ def timed(decoder: Decoder, prompts: Tensor, new_tokens: int) -> Timing:
     return Timing(first - begin, B * (new_tokens - 1) / seconds, *decoder.cache_bytes())
 
 
-def compare(
-    model: ModelConfig,
-    data: DataConfig,
-    batches: list[int],
-    prompt_length: int,
-    new_tokens: int,
-    repeats: int,
-    seed: int,
-    device: torch.device,
-    precision: str,
-) -> list[dict[str, Any]]:
+def compare(pair: Pair, batches: list[int], repeats: int) -> list[dict[str, Any]]:
     """One row a batch size: medians over ``repeats``, in which the two models take turns after one turn to warm up."""
-    configs = {"model": model, "dense": dense_twin(model)}
-    models = {name: build(config, data, seed).to(device).eval() for name, config in configs.items()}
-    if precision == "bf16":
-        models = {name: in_bf16(built) for name, built in models.items()}
-    flops = {name: ledger(config, data).forward("causal") for name, config in configs.items()}
-    context = prompt_length + new_tokens / 2
-    machine = measured(device, sum(p.numel() for p in models["dense"].parameters()), precision)
+    flops = {name: ledger(config, pair.data).forward("causal") for name, config in pair.configs.items()}
+    context = pair.prompt_length + pair.new_tokens / 2
     rows = []
     for batch in batches:
-        prompts = torch.randint(data.vocab_size, (batch, prompt_length), generator=stream(seed, "prompts")).to(device)
-        draws = {name: force_decisions(built) for name, built in models.items()}
-        length = prompt_length + new_tokens
-        decoders = {name: Decoder(built, batch, length) for name, built in models.items()}
-        timings: dict[str, list[Timing]] = {name: [] for name in models}
+        prompts, decoders = pair.prompts(batch), pair.decoders(batch)
+        weights = sum(parameter.numel() for parameter in decoders["dense"][0].model.parameters())
+        machine = measured(pair.device, weights, pair.precision)
+        timings: dict[str, list[Timing]] = {name: [] for name in decoders}
         for repeat in range(repeats + 1):
-            for name, decoder in decoders.items():
-                for blocks in draws[name]:
-                    blocks.begin(seed + repeat)
-                timings[name].append(timed(decoder, prompts, new_tokens))
+            for name, (decoder, draws) in decoders.items():
+                for blocks in draws:
+                    blocks.begin(pair.seed + repeat)
+                timings[name].append(timed(decoder, prompts, pair.new_tokens))
         row: dict[str, Any] = {"batch": batch}
         for name, found in timings.items():
             row[name] = {
                 key: median(getattr(timing, key) for timing in found[1:]) for key in Timing.__dataclass_fields__
             }
-        pairs = zip(timings["model"][1:], timings["dense"][1:], strict=True)
-        row["speedup"] = median(one.tokens_per_second / other.tokens_per_second for one, other in pairs)
+        turns = zip(timings["model"][1:], timings["dense"][1:], strict=True)
+        row["speedup"] = median(one.tokens_per_second / other.tokens_per_second for one, other in turns)
         row["flops_ratio"] = flops["model"] / flops["dense"]
         row["efficiency"] = row["speedup"] * row["flops_ratio"]
-        least = {name: step_seconds(config, data, batch, context, machine) for name, config in configs.items()}
+        least = {name: step_seconds(c, pair.data, batch, context, machine) for name, c in pair.configs.items()}
         row["roofline_speedup"] = least["dense"] / least["model"]
         row["of_roofline"] = row["speedup"] / row["roofline_speedup"]
         row |= {"flops_per_second": machine.flops_per_second, "bytes_per_second": machine.bytes_per_second}
         rows.append(row)
     return rows
+
+
+def profile(pair: Pair, batches: list[int], path: Path) -> None:
+    """A trace of a prompt and of a few steps after it, of each model at each batch size."""
+    calls = []
+    for batch in batches:
+        prompts = pair.prompts(batch)
+        for name, (decoder, _) in pair.decoders(batch).items():
+            token = decoder.logits(prompts).argmax(dim=-1, keepdim=True)
+            decoder.logits(token)  # what happens once does not belong in the picture
+            decoder.clear()
+            label = f"{'dense twin' if name == 'dense' else pair.model.kind}, batch {batch}"
+            calls.append((f"{label}, prompt", partial(decoder.logits, prompts)))
+            calls += [
+                (f"{label}, step {step}", partial(decoder.logits, token))
+                for step in range(min(STEPS, pair.new_tokens - 1))
+            ]
+    write_trace(calls, pair.device, path)

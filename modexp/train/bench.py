@@ -26,6 +26,7 @@ from modexp.train.hardware import autocast, choose_compile, describe, matmul_lim
 from modexp.train.load import load
 from modexp.train.probe import probe, start_of
 from modexp.train.step import Stepper
+from modexp.train.trace import write_trace
 
 SAMPLE = 0.05  # seconds
 MATMULS = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}  # the largest rate of these is the device's limit
@@ -272,20 +273,11 @@ def with_twins(subjects: Sequence[Subject]) -> list[Subject]:
 
 
 def profile(subjects: Sequence[Subject], device: torch.device, precision: str, path: Path, steps: int = 3) -> None:
-    """A trace of a few steps of each subject, for Perfetto or chrome://tracing."""
-    from torch.profiler import ProfilerActivity, record_function
-    from torch.profiler import profile as profiler
-
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-    benches = [Bench(subject, device, precision) for subject in subjects]
-    for bench in benches:
-        bench.calls["step"]()  # what happens once does not belong in the picture
-    wait(device)
-    with profiler(activities=activities) as trace:
-        for bench in benches:
-            for i in range(steps):
-                layers, width, _ = bench.subject.config.model.shape
-                with record_function(f"{bench.subject.arm} L{layers} d{width}, step {i}"):
-                    bench.calls["step"]()
-        wait(device)
-    trace.export_chrome_trace(str(path))
+    """A trace of a few steps of each subject."""
+    calls = []
+    for subject in subjects:
+        step = Bench(subject, device, precision).calls["step"]
+        step()  # what happens once does not belong in the picture
+        layers, width, _ = subject.config.model.shape
+        calls += [(f"{subject.arm} L{layers} d{width}, step {i}", step) for i in range(steps)]
+    write_trace(calls, device, path)

@@ -1,0 +1,73 @@
+"""Decisions that are drawn, not taken: an untrained router decides anything, and its model's speed would mean nothing.
+
+Routed blocks are told: each token goes through with probability C/T, by a seeded draw; and so are experts, of which each
+takes a token with the probability of its capacity. Routers and predictors are computed all the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modexp.models.experts import Experts
+from modexp.models.init import stream
+from modexp.models.routed import Choice, RoutedBlock
+from modexp.models.transformer import Transformer
+
+DRAWS = 2**20  # decisions of a block; then they repeat
+
+
+class Draws:
+    """Decisions with probability ``share``, drawn beforehand, as a router that decides draws nothing. How many are used
+    up is known to the device, where recorded steps move it on."""
+
+    def __init__(self, name: str, share: float, device: torch.device) -> None:
+        self.name, self.share = name, share
+        self.decisions = torch.zeros(DRAWS, dtype=torch.bool, device=device)
+        self.used = torch.zeros((), dtype=torch.long, device=device)
+        self.count = torch.arange(DRAWS, device=device)
+
+    def begin(self, seed: int) -> None:
+        drawn = torch.rand(DRAWS, generator=stream(seed, f"decisions of {self.name}")) < self.share
+        self.decisions.copy_(drawn)
+        self.used.zero_()
+
+    def like(self, undecided: Tensor) -> Tensor:
+        n = undecided.numel()
+        found = self.decisions[(self.count[:n] + self.used) % DRAWS]
+        self.used += n
+        return found.view(undecided.shape)
+
+
+def force_decisions(model: Transformer) -> list[Draws]:
+    """From now on every routed block and every expert takes a token with probability C/T, as the draws have it."""
+    found = []
+    device = model.rope.device
+    for name, module in model.named_modules():
+        if isinstance(module, RoutedBlock):
+            found.append(Draws(name, module.capacity, device))
+            module.choose = forced(module, found[-1])  # type: ignore[method-assign]
+        if isinstance(module, Experts):
+            paths = module.config.experts + module.config.noop_experts
+            found.append(Draws(name, module.config.expert_capacity / paths, device))
+            module.choose = forced_experts(module, found[-1])  # type: ignore[method-assign]
+    return found
+
+
+def forced(block: RoutedBlock, draws: Draws) -> Any:
+    def choose(x: Tensor) -> Choice:
+        choice = type(block).choose(block, x)
+        return choice._replace(wanted=draws.like(choice.wanted))
+
+    return choose
+
+
+def forced_experts(experts: Experts, draws: Draws) -> Any:
+    def choose(x: Tensor, logits: Tensor, real: Tensor | None, used: Tensor | int) -> tuple[Tensor, Tensor | None]:
+        taken, predicted = type(experts).choose(experts, x, logits, real, used)
+        wanted = draws.like(taken)
+        return wanted if real is None else wanted & real.unsqueeze(-1), predicted
+
+    return choose

@@ -12,7 +12,7 @@ import torch
 from modexp.cli.compose import configuration
 from modexp.kinds import KINDS
 from modexp.models.build import build
-from modexp.sampling.decode import Decoder, padded
+from modexp.sampling.decode import Decoder, in_bf16, padded
 from modexp.train.loop import train
 from modexp.train.outcome import Consumed
 from modexp.train.progress import Progress
@@ -80,23 +80,33 @@ def test_cached_decoding_on_a_gpu_is_the_whole_forward(kind: str) -> None:
             torch.testing.assert_close(found[row], whole, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("batch", [1, 16])
 @pytest.mark.parametrize("kind", KINDS)
-def test_recorded_steps_are_the_whole_forward(kind: str, batch: int) -> None:
+def test_recorded_steps_are_the_whole_forward(kind: str, batch: int, precision: str) -> None:
     """Twice: what is recorded in the first turn is replayed in the second."""
-    if kind == "mod_stochastic":
-        pytest.skip("each pass draws noise of its own")
     config = configuration([f"model={kind}", *SHAPE])
     model = build(config.model, config.data, 0).cuda().eval()
+    if precision == "bf16":
+        in_bf16(model)
     tokens = torch.randint(256, (batch, 64), generator=torch.Generator().manual_seed(0)).cuda()
     decoder = Decoder(model, batch, 64)
     with torch.inference_mode():
-        whole = model(tokens, causal=True).logits
+        whole = model(tokens, causal=True).logits.float()
     for _ in range(2):
         decoder.clear()
         found = [decoder.logits(tokens[:, :8])]
-        found += [decoder.logits(tokens[:, n : n + 1]).clone() for n in range(8, 64)]
-        torch.testing.assert_close(torch.stack(found, dim=1), whole[:, 7:], rtol=1e-4, atol=1e-4)
+        found += [decoder.logits(tokens[:, n : n + 1]) for n in range(8, 64)]
+        difference = (torch.stack(found, dim=1) - whole[:, 7:]).abs()
+        if kind == "mod_stochastic":  # each pass draws noise of its own, and so must each replay
+            counts = decoder.states[1].cache.used
+            assert int(counts.min()) > 0
+            assert int(counts.max()) < 64
+            assert batch == 1 or len(counts.unique()) > 1
+        elif precision == "fp32":
+            assert difference.max() < 1e-4
+        else:  # rounding may move a token to another expert
+            assert difference.flatten().quantile(0.95) < 0.1
     assert decoder.steps is not None
     assert all(stage.graph is not None for stage in decoder.steps.stages)
 

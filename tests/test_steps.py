@@ -3,6 +3,8 @@ against the whole forward pass, test_gpu.py records them."""
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from modexp.kinds import KINDS
 from modexp.models.build import assemble
 from modexp.models.routed import RoutedBlock
 from modexp.sampling.decode import Decoder
-from modexp.sampling.steps import Steps
+from modexp.sampling.steps import Steps, can_be_static
 from tests.test_kinds import lively
 from tests.test_sampling import LENGTHS, SHAPE, VARIANTS, T, any_model, decoded, ids, noise_of_the_token  # noqa: F401
 
@@ -40,7 +42,7 @@ def test_a_step_of_many_rows_is_one_stage_in_which_nothing_is_waited_for(kind: s
     steps = steps_of(Decoder(model, 64, T, static=True))
     (stage,) = steps.plan()
     with torch.inference_mode():
-        stage.run()
+        stage.run(steps)
     assert steps.found.shape == (64, 256)
 
 
@@ -105,6 +107,44 @@ def test_a_decoder_that_begins_anew_decodes_alike(kind: str) -> None:
     again, _ = decoded(model, tokens, LENGTHS, decoder=decoder)
     torch.testing.assert_close(again, first, atol=1e-5, rtol=0)  # more places may be looked at than the first time
     assert steps_of(decoder).stages is stages, "what is recorded stays"
+
+
+def test_a_block_that_is_decoded_otherwise_is_not_recorded() -> None:
+    class Other(RoutedBlock):
+        def extend(self, *args: Any) -> Any:
+            return super().extend(*args)
+
+    model = any_model("mod")
+    blocks = list(model.blocks)
+    assert can_be_static(blocks)
+    blocks[1].__class__ = type("Other", (Other, type(blocks[1])), {})
+    assert not can_be_static(blocks)
+    with pytest.raises(AssertionError):
+        Decoder(model, 1, T, static=True)
+    assert Decoder(model, 1, T).steps is None
+
+
+def test_what_is_recorded_goes_with_its_decoder() -> None:
+    """Not when garbage happens to be collected, which may be in the middle of another recording."""
+    decoder = Decoder(any_model("mod"), 1, T, static=True)
+    decoder.logits(ids(1)[:, :1])
+    stage = weakref.ref(steps_of(decoder).stages[0])
+    gc.disable()
+    try:
+        del decoder
+        assert stage() is None
+    finally:
+        gc.enable()
+
+
+def test_more_tokens_than_a_decoder_was_made_for_are_refused() -> None:
+    tokens = ids(1)
+    decoder = Decoder(any_model("baseline"), 1, 8, static=True)
+    decoder.logits(tokens[:, :8])
+    decoder.logits(tokens[:, 8:9], torch.zeros(1, 1, dtype=torch.bool))  # padding may hang over
+    decoder.logits(tokens[:, 8:9])
+    with pytest.raises(AssertionError, match="more tokens"):
+        decoder.logits(tokens[:, 9:10])
 
 
 @pytest.mark.parametrize("kind", VARIANTS)

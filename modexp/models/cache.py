@@ -12,6 +12,9 @@ with ``extend_delta`` (attention and MLP among packed tokens) and ``extend_mlp``
 that counts tokens by row overrides the latter: it reads ``state.counters[tokens.rows]`` (a slice gives a view),
 assigns to the same, and leaves slots that are not ``tokens.filled`` uncounted. Prefill and step are one code. Rows may
 differ in length: their ends are padded, and ``fresh.tokens.filled`` marks the rest.
+
+On a GPU, a model whose blocks all leave ``extend`` as it is decodes by recorded steps (modexp/sampling/steps.py): with
+one token a row, the parts may not wait for the device.
 """
 
 from __future__ import annotations
@@ -76,7 +79,8 @@ def in_every_row(filled: Tensor, used: Tensor, room: int) -> Packed:
 class KVCache:
     """Keys and values of the tokens that took part, packed at the front of each row: ragged, and nothing for others.
 
-    Allocated once with ``room`` tokens a row. A row that needs more than was foreseen doubles that, up to ``length``.
+    Allocated once with ``room`` tokens a row. A row that needs more than was foreseen doubles that, up to ``length``;
+    where decoding has static shapes, there is one place more, for what is not kept.
     """
 
     def __init__(self, batch: int, heads: int, head_width: int, room: int, length: int, like: Tensor) -> None:

@@ -14,7 +14,7 @@ from modexp.models.cache import packed
 from modexp.models.experts import Experts
 from modexp.models.fused import Linear
 from modexp.models.transformer import Block, Fresh, Rope, Transformer
-from modexp.sampling.steps import Steps
+from modexp.sampling.steps import Steps, can_be_static
 
 FEW = 3  # rows up to which a product with a matrix is as many products with a vector
 
@@ -23,7 +23,7 @@ class Decoder:
     """``batch`` sequences of up to ``length`` tokens, decoded together; none influences another.
 
     What one token a row takes is computed for the rows that take part, once the host knows them; or, where that
-    costs more than it saves, in ``static`` shapes (steps.py): by default, on a GPU.
+    costs more than it saves, in ``static`` shapes (steps.py): by default, on a GPU, if all blocks can.
     """
 
     def __init__(self, model: Transformer, batch: int, length: int, static: bool | None = None) -> None:
@@ -33,9 +33,10 @@ class Decoder:
         lay_out(model, batch)
         self.states = [block.new_state(batch, length) for block in self.blocks]
         self.lengths = torch.zeros(batch, dtype=torch.long, device=model.rope.device)  # tokens met, by row
-        is_static = model.rope.is_cuda if static is None else static
+        is_static = model.rope.is_cuda and can_be_static(self.blocks) if static is None else static
         self.steps = Steps(model, self.blocks, self.states, self.lengths) if is_static else None
 
+    @torch.inference_mode()
     def clear(self) -> None:
         """As before the first token; the caches and what is recorded stay."""
         self.lengths.zero_()

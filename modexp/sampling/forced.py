@@ -1,7 +1,7 @@
 """Decisions that are drawn, not taken: an untrained router decides anything, and its model's speed would mean nothing.
 
-Routed blocks are told: each token goes through with probability C/T, by a seeded draw; and so are experts, of which each
-takes a token with the probability of its capacity. Routers and predictors are computed all the same.
+Routed blocks are told: each token goes through with probability C/T, by a seeded draw; and so are experts, each of
+which takes a token with the probability of its capacity. Routers and predictors are computed all the same.
 """
 
 from __future__ import annotations

@@ -2,15 +2,17 @@
 
 Launching a kernel takes the host longer than a GPU needs for most kernels of such a step; a recorded step is launched
 as a whole. It is one stage, unless most steps bypass a routed block altogether: that block is then a stage of its own,
-and the host waits to know whether to launch it, so that rows that bypass cost nothing. Where some row of the batch is
-likely to go through, the block's weights are read anyway: it is computed for all rows, and nothing is waited for.
+which the host launches if some row goes through, and waits to know. Where that is likely, the block's weights are read
+anyway: it is computed for all rows, and nothing is waited for but, now and then, how full the caches are.
 
 B rows (sequences), D width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -26,21 +28,27 @@ from modexp.models.transformer import Block, Fresh, Rope, Transformer
 class Stage:
     """What runs without a look from the host; on a GPU, once it is recorded, as one graph."""
 
-    calls: list[Callable[[], None]] = field(default_factory=list)
+    # they are handed the steps and hold none: a cycle would keep graphs alive until the garbage is collected
+    calls: list[Callable[[Steps], None]] = field(default_factory=list)
     condition: Tensor | None = None  # of one bool: whether to run it at all; None: always
     graph: torch.cuda.CUDAGraph | None = None
 
-    def compute(self) -> None:
+    def compute(self, steps: Steps) -> None:
         for call in self.calls:
-            call()
+            call(steps)
 
-    def run(self) -> None:
+    def run(self, steps: Steps) -> None:
         if self.condition is not None and not self.condition.item():
             return
         if self.graph is None:
-            self.compute()
+            self.compute(steps)
         else:
             self.graph.replay()
+
+
+def can_be_static(blocks: list[Block]) -> bool:
+    """Whether all are decoded as the two classes known here have it; an ``extend`` of its own may do anything."""
+    return all(type(block).extend in (Block.extend, RoutedBlock.extend) for block in blocks)
 
 
 class Steps:
@@ -48,6 +56,7 @@ class Steps:
     to date in place. Caches get a place more than they hold, for what rows that take no part write."""
 
     def __init__(self, model: Transformer, blocks: list[Block], states: list[State], lengths: Tensor) -> None:
+        assert can_be_static(blocks)
         self.model, self.blocks, self.states, self.lengths = model, blocks, states, lengths
         for state in states:
             state.cache.grow(state.cache.room + 1)
@@ -57,17 +66,19 @@ class Steps:
         self.stages: list[Stage] = []
         self.rooms: list[int] = []  # of the caches that the stages know
         self.sure = 0  # steps for which all caches have room, whatever is decided
+        # graphs may share neither with other decoders': what one leaves behind when it goes, others would still use
+        self.stream = torch.cuda.Stream(device) if lengths.is_cuda else None
 
     def logits(self, tokens: Tensor, valid: Tensor) -> Tensor:
-        """What follows ``tokens`` (B, 1) in each row: (B, V), overwritten by the next step; see Decoder.extend."""
+        """What follows ``tokens`` (B, 1) in each row: (B, V); see Decoder.extend."""
         if not self.sure:
             self.make_room()
         self.sure -= 1
         self.token.copy_(tokens)
         self.valid.copy_(valid)
         for stage in self.stages:
-            stage.run()
-        return self.found
+            stage.run(self)
+        return self.found.clone()  # the next step takes its place
 
     def forget(self) -> None:
         """Rows have got tokens otherwise."""
@@ -80,30 +91,32 @@ class Steps:
         for block, state, most in zip(self.blocks, self.states, used, strict=True):
             cache = state.cache
             largest = min(block.limit, cache.length) if isinstance(block, RoutedBlock) else cache.length
+            assert most <= largest, "more tokens than the decoder was made for"
             if most >= cache.room:
                 cache.grow(min(2 * cache.room, largest + 1))
-            if cache.room <= largest:
+            if cache.room <= largest or not isinstance(block, RoutedBlock):
                 self.sure = min(self.sure, cache.room - most)
         rooms = [state.cache.room for state in self.states]
         if rooms != self.rooms:
             self.stages, self.rooms = self.plan(), rooms
-            if self.lengths.is_cuda:
-                self.record()
+            if self.stream is not None:
+                self.record(self.stream)
 
     # ---- the stages ----------------------------------------------------------------------------------------
 
     def plan(self) -> list[Stage]:
-        stages = [Stage([self.begin])]
+        stages = [Stage([Steps.begin])]
         for block, state in zip(self.blocks, self.states, strict=True):
             if not isinstance(block, RoutedBlock):
-                stages[-1].calls.append(partial(self.through, block, state))
+                stages[-1].calls.append(partial(Steps.through, block=block, state=state))
             elif (1 - block.share) ** len(self.lengths) <= 0.5:
-                stages[-1].calls += [partial(self.admit, block, state), partial(self.take, block, state)]
+                stages[-1].calls.append(partial(Steps.admit, block=block, state=state))
+                stages[-1].calls.append(partial(Steps.take, block=block, state=state))
             else:
                 condition = torch.zeros((), dtype=torch.bool, device=self.lengths.device)
-                stages[-1].calls.append(partial(self.admit, block, state, condition))
-                stages += [Stage([partial(self.take, block, state)], condition), Stage()]
-        stages[-1].calls.append(self.end)
+                stages[-1].calls.append(partial(Steps.admit, block=block, state=state, some=condition))
+                stages += [Stage([partial(Steps.take, block=block, state=state)], condition), Stage()]
+        stages[-1].calls.append(Steps.end)
         return stages
 
     def begin(self) -> None:
@@ -131,17 +144,31 @@ class Steps:
 
     # ---- on a GPU ------------------------------------------------------------------------------------------
 
-    def record(self) -> None:
+    def record(self, stream: torch.cuda.Stream) -> None:
         """Each stage as a graph, in one pool of memory, so that a stage finds what the one before it left there."""
         self.valid.zero_()  # what the recording takes as its example must count for nothing
-        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):  # the first time, libraries set up what may not be recorded
+        here = torch.cuda.current_stream()
+        stream.wait_stream(here)
+        with torch.cuda.stream(stream):  # the first time, libraries set up what may not be recorded
             for stage in self.stages:
-                stage.compute()
-        here.wait_stream(aside)
+                stage.compute(self)
+        here.wait_stream(stream)
         pool = torch.cuda.graph_pool_handle()
-        for stage in self.stages:
-            stage.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(stage.graph, pool=pool):
-                stage.compute()
+        with no_garbage_collection():
+            for stage in self.stages:
+                stage.graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(stage.graph, pool=pool, stream=stream):
+                    stage.compute(self)
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """A graph that is collected while another is being recorded spoils the recording."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

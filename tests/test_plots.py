@@ -72,6 +72,26 @@ def test_files_and_their_sizes(tmp_path: Path):
         assert f"<!-- {text} -->" in svg, text
 
 
+@pytest.mark.parametrize("budgets", [(6e18,), (6e18, 2e19), (6e18, 2e19, 1e20)])
+def test_a_legend_of_many_arms_stays_within_the_sheet(
+    budgets: tuple[float, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    legends, save = [], style.save
+
+    def measured(figure: Any, stem: Path) -> list[Path]:
+        paths = save(figure, stem)
+        legends.extend((figure.bbox, axes.get_legend()) for axes in figure.axes if axes.get_legend())
+        return paths
+
+    monkeypatch.setattr(style, "save", measured)
+    arms = ("baseline", "mode_integrated", "mode_staged", "moe", "moe_dropping_half")
+    isoflop.draw(study(budgets, arms), tmp_path)
+    ((sheet, legend),) = legends
+    box = legend.get_window_extent()
+    assert sheet.x0 <= box.x0 < box.x1 <= sheet.x1
+    assert len(legend.get_texts()) >= len(arms) * len(budgets) + 3
+
+
 def test_same_records_same_bytes(tmp_path: Path):
     for name in ("a", "b"):
         isoflop.draw(study(), tmp_path / name)

@@ -36,14 +36,10 @@ def sheet(width: float, height: float, columns: Sequence[Sequence[Any]], note: s
 def legend_columns(handles: Sequence[Any], key: Sequence[Any], width: float) -> list[list[Any]]:
     """Handles in columns of at least three and the key beside them; fewer columns where their labels are too long
     for ``width`` inches, and everything in one where even two are."""
-
-    def inches(column: Sequence[Any]) -> float:
-        return 0.57 + 0.058 * max(len(handle.get_label()) for handle in column)
-
     for count in range(math.ceil(len(handles) / 3), 0, -1):
         rows = math.ceil(len(handles) / count)
         columns = [list(handles[i : i + rows]) for i in range(0, len(handles), rows)] + ([list(key)] if key else [])
-        if sum(map(inches, columns)) <= width:
+        if style.legend_width(columns) <= width:
             return columns
     return [[*handles, *key]]
 

@@ -69,9 +69,25 @@ def draw(
         from matplotlib.lines import Line2D
 
         top_k = top_k_losses(records)
+        shades = dict(zip(budgets, style.shades(len(budgets)), strict=True))
+        strokes = {
+            (arm, budget): style.stroke(arms, baseline, arm, shades[budget])
+            for arm in arms
+            for budget in budgets
+            if any((p.arm, p.budget) == (arm, budget) for p in points)
+        }
+        columns = [
+            [
+                Line2D([], [], **{**stroke.marks(), **stroke.line()}, label=f"{budget_text(budget)}  {arm}")
+                for (arm, budget), stroke in strokes.items()
+                if arm == column
+            ]
+            for column in arms
+        ]
         key = key_of(size_fit, any(p.run in top_k for p in points))
-        foot = style.footer_height(max(len(budgets), len(key)), len(note.splitlines()))
-        figure = style.new_figure(max(7.2, 1.55 * (len(arms) + 1)), 3.1 + foot)
+        columns = [c for c in [*style.folded(columns, len(key)), key] if c]
+        foot = style.footer_height(max(map(len, columns)), len(note.splitlines()))
+        figure = style.new_figure(max(7.2, style.legend_width(columns)), 3.1 + foot)
         grid = figure.add_gridspec(2, 2, height_ratios=[3.1, foot])
         left = figure.add_subplot(grid[0, 0])
         right = figure.add_subplot(grid[0, 1], sharey=left)
@@ -79,19 +95,9 @@ def draw(
             Panel(left, size_fit, points, dict.fromkeys(budgets, 1.0)),
             Panel(right, cost_fit, select(records, COST)[0], scale),
         )
-        columns: list[list[Any]] = []
-        for arm in arms:
-            column = []
-            for budget, shade in zip(budgets, style.shades(len(budgets)), strict=True):
-                stroke = style.stroke(arms, baseline, arm, shade)
-                if any((p.arm, p.budget) == (arm, budget) for p in points):
-                    for panel in panels:
-                        panel.curve(arm, budget, stroke, top_k)
-                    label = f"{budget_text(budget)}  {arm}"
-                    column.append(Line2D([], [], **{**stroke.marks(), **stroke.line()}, label=label))
-            columns.append(column)
-        columns.append(key)
         for panel in panels:
+            for (arm, budget), stroke in strokes.items():
+                panel.curve(arm, budget, stroke, top_k)
             panel.finish()
         left.set_xlabel(AXES[axis].label)
         right.set_xlabel(label_right)
@@ -99,7 +105,7 @@ def draw(
         left.set_ylabel(f"held-out loss (nats per {unit})")
         if title:
             figure.suptitle(title)
-        style.footer(figure.add_subplot(grid[1, :]), [c for c in columns if c], note)
+        style.footer(figure.add_subplot(grid[1, :]), columns, note)
         paths = style.save(figure, out_dir / stem)
     paths.append(style.save_csv(_point_rows(records, points, axis, references), out_dir / f"{stem}.csv"))
     paths.append(style.save_csv(_fit_rows(size_fit, cost_fit), out_dir / f"{stem}_fit.csv"))

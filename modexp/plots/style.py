@@ -186,6 +186,11 @@ def footer(axes: Axes, columns: Sequence[Sequence[Any]], note: str) -> None:
     axes.text(0.5, 0.0, note, transform=axes.transAxes, ha="center", va="bottom", fontsize=6.5, color=GREY)
 
 
+def legend_width(columns: Sequence[Sequence[Any]]) -> float:
+    """Inches that a legend of these columns takes."""
+    return sum(0.57 + 0.058 * max(len(handle.get_label()) for handle in column) for column in columns)
+
+
 def folded(columns: Sequence[Sequence[Any]], rows: int) -> list[list[Any]]:
     """Columns of a legend, short ones put below one another, so that many arms at one budget do not stand in a row."""
     stacked: list[list[Any]] = []

@@ -118,8 +118,8 @@ class _Rotated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dq: Tensor, dkey: Tensor, dv: Tensor) -> tuple[Tensor, None, None]:
         (turns,) = ctx.saved_tensors
-        if dq.dtype is torch.float32 and len(turns) == 1 and len(dq) > 3:
-            turns = turns.repeat(1, 1, ctx.heads, 1, 1)  # shared by so many sequences, it pays to run along all heads
+        if dq.dtype is torch.float32 and len(turns) == 1:
+            turns = turns.repeat(1, 1, ctx.heads, 1, 1)  # a pass along all heads at once is a quarter faster
         back = torch.view_as_complex(turns).conj().resolve_conj()
         grads = dq.new_empty(*dq.shape[:2], 3, ctx.heads, dq.shape[-1])  # (B, k, 3, H, 2P)
         for place, grad in enumerate((dq, dkey)):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from modexp.models.fused import RMSNorm, rotate
+from modexp.models.fused import RMSNorm, rotate, rotated
 from modexp.models.transformer import Rope, rope_table
 
 
@@ -26,22 +26,35 @@ def test_rope_uses_true_positions() -> None:
     assert not torch.allclose(scores(index), scores(torch.arange(3)[None]), atol=1e-3)
 
 
-def test_rotation_is_the_papers() -> None:
-    """Against the matrix of Su et al. 2021, equation 15, in float64; the compiler's real form gives the same."""
-    x, turns = torch.randn(2, 5, 3, 8, dtype=torch.float64), rope_table(5, 8, 1e4)
-    out = rotate(x.float(), turns)
+@pytest.mark.parametrize("how", ["compiled", "training", "decoding"])
+def test_rotation_is_the_papers(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the matrix of Su et al. 2021, equation 15, in float64, and its transpose for the gradient."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: how == "compiled")
+    x, turns = torch.randn(2, 5, 9, 8, dtype=torch.float64), rope_table(5, 8, 1e4)  # three heads of q, k and v
+    leaf = x.float().requires_grad_()
+    with torch.set_grad_enabled(how != "decoding"):
+        q, k, v = rotated(leaf * 1, turns, heads=3)
+    out, grad = torch.cat((q, k), dim=2), torch.randn(2, 5, 9, 8)
+    assert torch.equal(v, leaf[:, :, 6:])
+    if how != "decoding":
+        torch.autograd.backward((q, k, v), grad.split(3, dim=2))
+        assert leaf.grad is not None
+        assert torch.equal(leaf.grad[:, :, 6:], grad[:, :, 6:])
     for t in range(5):
         R = torch.zeros(8, 8, dtype=torch.float64)
         for i in range(4):
             angle = t * 1e4 ** (-2 * i / 8)
             c, s = math.cos(angle), math.sin(angle)
             R[2 * i : 2 * i + 2, 2 * i : 2 * i + 2] = torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
-        torch.testing.assert_close(out[:, t].double(), x[:, t] @ R.T, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(out[:, t].double(), x[:, t, :6] @ R.T, rtol=1e-5, atol=1e-6)
+        if leaf.grad is not None:
+            back = grad[:, t, :6].double() @ R
+            torch.testing.assert_close(leaf.grad[:, t, :6].double(), back, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("compiling", [False, True])
-def test_norm_and_rotation_match_plain_formulas(compiling: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forward and gradients, against nn.RMSNorm and the textbook's rotation."""
+def test_norm_matches_the_plain_formula(compiling: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and gradients, against nn.RMSNorm."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
     ours, plain = RMSNorm(16, eps=1e-6), torch.nn.RMSNorm(16, eps=1e-6)
     weight = torch.randn(16)
@@ -56,11 +69,3 @@ def test_norm_and_rotation_match_plain_formulas(compiling: bool, monkeypatch: py
         found.append((y, leaf.grad, norm.weight.grad))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6)
-
-    turns = rope_table(5, 16, 1e4)
-    cos, sin = turns[0, :, 0].unbind(-1)  # (5, P)
-    leaf = x.clone().requires_grad_()
-    rotate(leaf.unflatten(-1, (1, 16)), turns).flatten(-2).backward(grad)
-    a, b = grad[..., ::2], grad[..., 1::2]  # the gradient is turned back
-    expected = torch.stack((a * cos + b * sin, b * cos - a * sin), dim=-1).flatten(-2)
-    torch.testing.assert_close(leaf.grad, expected, rtol=1e-5, atol=1e-6)

@@ -156,8 +156,8 @@ def test_a_step_in_which_no_row_takes_part_counts_for_nothing(kind: str) -> None
     steps = steps_of(decoder)
     step = steps.logits
 
-    def twice(token: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        step(torch.zeros_like(token), torch.zeros_like(valid))
+    def twice(token: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+        step(torch.zeros_like(token), torch.zeros_like(token, dtype=torch.bool))
         return step(token, valid)
 
     steps.logits = twice  # type: ignore[method-assign]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from modexp.cli.common import Parser, add_json, note, parser, print_json, print_table, split_words
+from modexp.cli.common import Parser, add_json, add_precision, note, parser, print_json, print_table, split_words
 from modexp.errors import UserError
 
 BENCHMARKS = {
@@ -54,9 +54,7 @@ def decode_flags() -> Parser:
     p.add_argument("--prompt-length", type=int, default=256, metavar="N", help="tokens (default: 256)")
     p.add_argument("--new-tokens", type=int, default=256, metavar="N", help="tokens (default: 256)")
     p.add_argument("--repeats", type=int, default=3, metavar="N", help="turns of each model (default: 3)")
-    p.add_argument(
-        "--precision", choices=("fp32", "bf16"), default="fp32", help="of matrices and caches (default: fp32)"
-    )
+    add_precision(p)
     p.add_argument("--profile", metavar="FILE", help="write a trace of a few steps of each, for ui.perfetto.dev")
     add_json(p)
     p.add_argument("words", nargs="*", metavar="key=value", help="the model: model.n_layers=6 model.d_model=256 ...")

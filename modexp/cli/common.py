@@ -36,6 +36,12 @@ def add_json(p: argparse.ArgumentParser) -> None:
     p.add_argument("--json", action="store_true", help="print JSON to stdout")
 
 
+def add_precision(p: argparse.ArgumentParser) -> None:
+    """Of decoding."""
+    said = "of matrices and caches (default: fp32)"
+    p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help=said)
+
+
 def add_study(p: argparse.ArgumentParser) -> None:
     p.add_argument("--study", metavar="STUDY", help="a name under the runs directory, or a path; default: the latest")
     p.add_argument("--runs-dir", default="runs", metavar="DIR", help="where studies lie (default: runs)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from modexp.cli.common import Parser, add_json, parser, print_json
+from modexp.cli.common import Parser, add_json, add_precision, parser, print_json
 from modexp.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,9 +26,7 @@ def flags() -> Parser:
     p.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
     p.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that reach probability P")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument(
-        "--precision", choices=("fp32", "bf16"), default="fp32", help="of matrices and caches (default: fp32)"
-    )
+    add_precision(p)
     add_json(p)
     return p
 

@@ -73,15 +73,11 @@ class Linear(nn.Linear):
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
     """Rotate pairs (2i, 2i + 1) of each head to their positions: Su et al. 2021, sec. 3.4.2.
 
-    x (B, k, H, 2P); ``turns`` (B or 1, k, 1, P, 2) holds cosines and sines. One complex multiplication; a compiler,
-    which knows no complex numbers, gets its real form.
+    x (B, k, H, 2P); ``turns`` (B or 1, k, 1, P, 2) holds cosines and sines. For a compiler, which knows no complex
+    numbers; :func:`rotate_in_place` is one complex multiplication.
     """
-    pairs = x.unflatten(-1, (-1, 2))
-    if torch.compiler.is_compiling():
-        (a, b), (cos, sin) = pairs.unbind(-1), turns.to(x.dtype).unbind(-1)
-        return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
-    turned = torch.view_as_complex(pairs.float()) * torch.view_as_complex(turns)
-    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+    (a, b), (cos, sin) = x.unflatten(-1, (-1, 2)).unbind(-1), turns.to(x.dtype).unbind(-1)
+    return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
 
 
 def rotated(qkv: Tensor, turns: Tensor, heads: int) -> tuple[Tensor, ...]:

@@ -68,7 +68,7 @@ class Decoder:
     def logits(self, tokens: Tensor, valid: Tensor | None = None) -> Tensor:
         """What follows the last of ``tokens`` (B, n) in each row: (B, V). A row without any means nothing."""
         if self.steps is not None and tokens.shape[1] == 1:
-            return self.steps.logits(tokens, torch.ones_like(tokens, dtype=torch.bool) if valid is None else valid)
+            return self.steps.logits(tokens, valid)
         x = self.extend(tokens, valid)
         last = -1 if valid is None else valid.sum(dim=1).clamp(min=1) - 1
         return self.model.head(x[torch.arange(len(x), device=x.device), last]).float()

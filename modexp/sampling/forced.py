@@ -27,7 +27,6 @@ class Draws:
         self.name, self.share = name, share
         self.decisions = torch.zeros(DRAWS, dtype=torch.bool, device=device)
         self.used = torch.zeros((), dtype=torch.long, device=device)
-        self.count = torch.arange(DRAWS, device=device)
 
     def begin(self, seed: int) -> None:
         drawn = torch.rand(DRAWS, generator=stream(seed, f"decisions of {self.name}")) < self.share
@@ -36,7 +35,7 @@ class Draws:
 
     def like(self, undecided: Tensor) -> Tensor:
         n = undecided.numel()
-        found = self.decisions[(self.count[:n] + self.used) % DRAWS]
+        found = self.decisions[(torch.arange(n, device=self.used.device) + self.used) % DRAWS]
         self.used += n
         return found.view(undecided.shape)
 

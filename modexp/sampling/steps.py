@@ -69,13 +69,13 @@ class Steps:
         # graphs may share neither with other decoders': what one leaves behind when it goes, others would still use
         self.stream = torch.cuda.Stream(device) if lengths.is_cuda else None
 
-    def logits(self, tokens: Tensor, valid: Tensor) -> Tensor:
+    def logits(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
         """What follows ``tokens`` (B, 1) in each row: (B, V); see Decoder.extend."""
         if not self.sure:
             self.make_room()
         self.sure -= 1
         self.token.copy_(tokens)
-        self.valid.copy_(valid)
+        self.valid.fill_(True) if valid is None else self.valid.copy_(valid)
         for stage in self.stages:
             stage.run(self)
         return self.found.clone()  # the next step takes its place
@@ -109,13 +109,15 @@ class Steps:
         for block, state in zip(self.blocks, self.states, strict=True):
             if not isinstance(block, RoutedBlock):
                 stages[-1].calls.append(partial(Steps.through, block=block, state=state))
-            elif (1 - block.share) ** len(self.lengths) <= 0.5:
-                stages[-1].calls.append(partial(Steps.admit, block=block, state=state))
-                stages[-1].calls.append(partial(Steps.take, block=block, state=state))
+                continue
+            mostly_bypassed = (1 - block.share) ** len(self.lengths) > 0.5
+            some = torch.zeros((), dtype=torch.bool, device=self.lengths.device) if mostly_bypassed else None
+            stages[-1].calls.append(partial(Steps.admit, block=block, state=state, some=some))
+            take = partial(Steps.take, block=block, state=state)
+            if mostly_bypassed:
+                stages += [Stage([take], condition=some), Stage()]
             else:
-                condition = torch.zeros((), dtype=torch.bool, device=self.lengths.device)
-                stages[-1].calls.append(partial(Steps.admit, block=block, state=state, some=condition))
-                stages += [Stage([partial(Steps.take, block=block, state=state)], condition), Stage()]
+                stages[-1].calls.append(take)
         stages[-1].calls.append(Steps.end)
         return stages
 
@@ -129,7 +131,7 @@ class Steps:
     def through(self, block: Block, state: State) -> None:
         self.x = block.extend(self.x, self.fresh, state)
 
-    def admit(self, block: RoutedBlock, state: State, some: Tensor | None = None) -> None:
+    def admit(self, block: RoutedBlock, state: State, some: Tensor | None) -> None:
         self.taken, self.weights = block.admit(self.x, self.fresh, state)
         if some is not None:
             some.copy_(self.taken.any())

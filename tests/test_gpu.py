@@ -133,12 +133,14 @@ def test_a_row_is_marked_without_a_wait() -> None:
     device, file = torch.device("cuda"), io.StringIO()
     plan = {"sequence_length": 64, "training_flops_per_sequence": 1e6}
     with Progress("run", 10) as progress:
-        rows = Rows(file, Tracker(), progress, (consumed := Consumed()), plan, 1.0, 1e12, device)
+        consumed = Consumed()
+        rows = Rows(file, Tracker(), progress, consumed, plan, 1.0, 1e12, device)
+        consumed.step, consumed.sequences = 2, 8
         loss_sum, norm = torch.full((), 6.0, device=device), torch.full((), 0.5, device=device)
         torch.cuda._sleep(10**8)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            rows.mark(2, 8, 1e-3, 2, loss_sum, norm)
+            rows.mark(1e-3, 2, loss_sum, norm)
             loss_sum.zero_()
         finally:
             torch.cuda.set_sync_debug_mode("default")

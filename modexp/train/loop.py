@@ -184,7 +184,7 @@ class Training:
                 rows.settle()  # what was marked before this step, which keeps the device at work
                 due = state.step in self.eval_steps or state.step == plan["steps"]
                 if due or state.step % trainer.log_every == 0:
-                    rows.mark(state.step, state.sequences, lr, state.loss_steps, self.loss_sum, norm)
+                    rows.mark(lr, state.loss_steps, self.loss_sum, norm)
                     self.loss_sum.zero_()
                     state.loss_steps = 0
                 if due or not runs_ahead(self.device) or state.step in self.branch_steps:

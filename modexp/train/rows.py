@@ -63,17 +63,18 @@ class Rows:
         self.file, self.tracker, self.progress, self.consumed = file, tracker, progress, consumed
         self.plan, self.bytes_per_token, self.limit, self.device = plan, bytes_per_token, limit, device
         self.marked: tuple[dict[str, Any], int, int, Moment] | None = None
-
         self.begin(consumed.sequences)
 
     def begin(self, sequences: int) -> None:
         """Training goes on from here, with ``sequences`` done: the time until now was something else's."""
         self.last, self.sequences = Moment(torch.zeros(1, device=self.device)), sequences
 
-    def mark(self, step: int, sequences: int, lr: float, steps: int, loss_sum: Tensor, norm: Tensor) -> None:
-        """A row is due: ``step`` is on its way; ``loss_sum`` is that of the ``steps`` since the row before."""
+    def mark(self, lr: float, steps: int, loss_sum: Tensor, norm: Tensor) -> None:
+        """A row is due of the step on its way, the last one consumed; ``loss_sum`` is of the ``steps`` since the last
+        row."""
+        sequences = self.consumed.sequences
         row = {
-            "step": step,
+            "step": self.consumed.step,
             "tokens": sequences * self.plan["sequence_length"],
             "flops": sequences * self.plan["training_flops_per_sequence"],
             "train/lr": lr,

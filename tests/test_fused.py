@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from modexp.models.fused import RMSNorm, rotate, rotated
+from modexp.models import fused
+from modexp.models.fused import ONEDNN_ROWS, RMSNorm, product, rotate, rotated, turns_of_all
 from modexp.models.transformer import Rope, rope_table
 
 
@@ -26,14 +27,14 @@ def test_rope_uses_true_positions() -> None:
     assert not torch.allclose(scores(index), scores(torch.arange(3)[None]), atol=1e-3)
 
 
-@pytest.mark.parametrize("how", ["compiled", "training", "decoding"])
+@pytest.mark.parametrize("how", ["compiled", "training", "all heads at once", "decoding"])
 def test_rotation_is_the_papers(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the matrix of Su et al. 2021, equation 15, in float64, and its transpose for the gradient."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: how == "compiled")
     x, turns = torch.randn(2, 5, 9, 8, dtype=torch.float64), rope_table(5, 8, 1e4)  # three heads of q, k and v
     leaf = x.float().requires_grad_()
     with torch.set_grad_enabled(how != "decoding"):
-        q, k, v = rotated(leaf * 1, turns, heads=3)
+        q, k, v = rotated(leaf * 1, turns, 3, turns_of_all(turns, 3) if how == "all heads at once" else None)
     out, grad = torch.cat((q, k), dim=2), torch.randn(2, 5, 9, 8)
     assert torch.equal(v, leaf[:, :, 6:])
     if how != "decoding":
@@ -50,6 +51,27 @@ def test_rotation_is_the_papers(how: str, monkeypatch: pytest.MonkeyPatch) -> No
         if leaf.grad is not None:
             back = grad[:, t, :6].double() @ R
             torch.testing.assert_close(leaf.grad[:, t, :6].double(), back, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="a PyTorch without oneDNN")
+@pytest.mark.parametrize("rows", [ONEDNN_ROWS - 1, ONEDNN_ROWS])
+def test_product_by_onednn_is_the_plain_one(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and both gradients against float64; where there are rows enough, by oneDNN, and only there."""
+    calls: list[int] = []
+    by_onednn = fused.by_onednn
+    monkeypatch.setattr(fused, "onednn_leads", lambda: True)
+    monkeypatch.setattr(fused, "by_onednn", lambda x, weight: calls.append(1) or by_onednn(x, weight))
+    x, weight = torch.randn(1, rows, 24, requires_grad=True), torch.randn(40, 24, requires_grad=True)
+    grad = torch.randn(40, rows).T[None]  # as it may come: not contiguous
+    found = product(x, weight)
+    dx, dweight = torch.autograd.grad(found, (x, weight), grad)
+    assert len(calls) == (2 if rows >= ONEDNN_ROWS else 0)  # the gradient of the weights is PyTorch's
+    X, W, G = x.detach().double(), weight.detach().double(), grad.double()
+    torch.testing.assert_close(found.double(), X @ W.T, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(dx.double(), G @ W, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(dweight.double(), G[0].T @ X[0], rtol=1e-4, atol=1e-3)
+    with torch.no_grad():
+        assert torch.equal(product(x, weight), found)
 
 
 @pytest.mark.parametrize("compiling", [False, True])

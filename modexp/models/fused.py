@@ -7,6 +7,7 @@ for the norm on GPUs, which have a kernel for it, the plain formula is left to t
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -54,20 +55,56 @@ class _Norm(torch.autograd.Function):
         return dx.add_((grad @ weight).unsqueeze(-1).mul_(scale).div_(width)), dweight, None
 
 
+@cache
+def onednn_leads() -> bool:
+    """Whether oneDNN multiplies faster here than MKL, PyTorch's choice in fp32: on AMD's CPUs MKL takes up to a fifth
+    longer (tests/benchmarks/nanogpt.py: 5 to 7 % of a step)."""
+    return torch.backends.mkldnn.is_available() and "AMD" in torch.cpu.get_capabilities().get("cpu_name", "")
+
+
+ONEDNN_ROWS = 512  # fewer are multiplied as fast by either, or faster by MKL
+
+
+def by_hand(x: Tensor) -> bool:
+    """Whether ``x`` meets a CPU in fp32, uncompiled: there it matters which kernel runs, and every pass over memory."""
+    lower = x.dtype is not torch.float32 or torch.is_autocast_enabled("cpu")
+    return x.device.type == "cpu" and not lower and not torch.compiler.is_compiling()
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x W^T: x (..., D), ``weight`` (out, D)."""
+    if by_hand(x) and x.numel() >= ONEDNN_ROWS * x.shape[-1] and onednn_leads():
+        return _Product.apply(x, weight) if torch.is_grad_enabled() else by_onednn(x, weight)
+    return F.linear(x, weight)
+
+
+def by_onednn(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")  # as PyTorch's compiler calls it
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return by_onednn(x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        return by_onednn(grad, weight.mT), grad.flatten(0, -2).mT @ x.flatten(0, -2)
+
+
 class Linear(nn.Linear):
-    """Without a bias. While training on a CPU in fp32, zeros are added nonetheless: they fill the memory that the
-    product goes to, which is then in a cache. Into cold memory a product takes up to 7 % longer."""
+    """Without a bias."""
 
     def __init__(self, into: int, out: int) -> None:
         super().__init__(into, out, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.weight.dtype is torch.bfloat16:  # as a decoder may keep them
-            return F.linear(x.to(torch.bfloat16), self.weight)
-        plain = x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
-        if plain or not torch.is_grad_enabled():
-            return super().forward(x)
-        return F.linear(x, self.weight, x.new_zeros(self.out_features))
+            x = x.to(torch.bfloat16)
+        return product(x, self.weight)
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
@@ -80,19 +117,30 @@ def rotate(x: Tensor, turns: Tensor) -> Tensor:
     return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
 
 
-def rotated(qkv: Tensor, turns: Tensor, heads: int) -> tuple[Tensor, ...]:
+def turns_of_all(turns: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """``turns`` (1, k, 1, P, 2) for the heads of q and of k and, standing still, of v, (1, k, 3H, P, 2), and their
+    inverse. One pass along all of qkv takes half the time of one along two thirds of each token."""
+    stay = torch.zeros_like(turns)
+    stay[..., 0] = 1
+    there = torch.cat([turns] * 2 * heads + [stay] * heads, dim=2)
+    return there, there * there.new_tensor((1, -1))
+
+
+def rotated(qkv: Tensor, turns: Tensor, heads: int, of_all: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, ...]:
     """q, k rotated to their positions and v, (B, k, H, 2P) each, of ``qkv`` (B, k, 3H, 2P), which they take the place
-    of: nothing else may read it."""
+    of: nothing else may read it. ``of_all``: :func:`turns_of_all` of ``turns``, where they serve several blocks."""
     if torch.compiler.is_compiling():
         q, key = rotate(qkv[:, :, : 2 * heads], turns).split(heads, dim=2)
         return q, key, qkv[:, :, 2 * heads :]
     if not torch.is_grad_enabled():
         return rotate_in_place(qkv, turns, heads)
-    return _Rotated.apply(qkv, turns, heads)
+    if of_all is None:
+        return _Rotated.apply(qkv, turns, heads)
+    return _AllRotated.apply(qkv, *of_all, heads)
 
 
 def rotate_in_place(qkv: Tensor, turns: Tensor, heads: int) -> tuple[Tensor, ...]:
-    pairs = qkv[:, :, : 2 * heads].unflatten(-1, (-1, 2))
+    pairs = (qkv if turns.shape[2] > 1 else qkv[:, :, : 2 * heads]).unflatten(-1, (-1, 2))
     if qkv.dtype is torch.float32:
         torch.view_as_complex(pairs).mul_(torch.view_as_complex(turns))
     else:
@@ -114,8 +162,6 @@ class _Rotated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dq: Tensor, dkey: Tensor, dv: Tensor) -> tuple[Tensor, None, None]:
         (turns,) = ctx.saved_tensors
-        if dq.dtype is torch.float32 and len(turns) == 1:
-            turns = turns.repeat(1, 1, ctx.heads, 1, 1)  # a pass along all heads at once is a quarter faster
         back = torch.view_as_complex(turns).conj().resolve_conj()
         grads = dq.new_empty(*dq.shape[:2], 3, ctx.heads, dq.shape[-1])  # (B, k, 3, H, 2P)
         for place, grad in enumerate((dq, dkey)):
@@ -128,3 +174,20 @@ class _Rotated(torch.autograd.Function):
                 out.copy_(torch.view_as_real(torch.view_as_complex(pairs) * back))
         grads[:, :, 2] = dv
         return grads.flatten(2, 3), None, None
+
+
+class _AllRotated(torch.autograd.Function):
+    """As :class:`_Rotated`, along all heads at once."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, there: Tensor, back: Tensor, heads: int) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(back)
+        return rotate_in_place(qkv.detach(), there, heads)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (back,) = ctx.saved_tensors
+        grad = torch.cat(grads, dim=2)  # (B, k, 3H, 2P)
+        torch.view_as_complex(grad.unflatten(-1, (-1, 2))).mul_(torch.view_as_complex(back))
+        return grad, None, None, None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from modexp.config.model import ModelConfig
 from modexp.models.cache import KVCache, Packed, State
-from modexp.models.fused import Linear, RMSNorm, rotated
+from modexp.models.fused import Linear, RMSNorm, by_hand, rotated, turns_of_all
 from modexp.models.head import head_loss
 
 
@@ -37,9 +37,10 @@ class Output(NamedTuple):
 
 
 class Rope(NamedTuple):
-    """``turns`` (B or 1, k, 1, P, 2): cosines and sines of the true positions, for all heads."""
+    """Cosines and sines of the true positions."""
 
-    turns: Tensor
+    turns: Tensor  # (B or 1, k, 1, P, 2), the same for all heads
+    all_heads: tuple[Tensor, Tensor] | None = None  # see turns_of_all
 
     def at(self, index: Tensor) -> Rope:
         """For tokens that left their places: ``index`` (B, k) holds their positions in a table of one sequence."""
@@ -72,7 +73,7 @@ class Attention(nn.Module):
     def project(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
         B, k, D = x.shape
         qkv = self.qkv(x).view(B, k, 3 * self.heads, D // self.heads)
-        q, key, v = rotated(qkv, rope.turns, self.heads)
+        q, key, v = rotated(qkv, rope.turns, self.heads, rope.all_heads)
         return q.transpose(1, 2), key.transpose(1, 2), v.transpose(1, 2)  # (B, H, k, 2P)
 
     def forward(self, x: Tensor, rope: Rope) -> Tensor:
@@ -167,6 +168,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, blocks: Sequence[Block], vocab_size: int, sequence_length: int) -> None:
         super().__init__()
         _, width, heads = config.shape
+        self.heads = heads
         self.embedding = nn.Embedding(vocab_size, width)
         self.blocks = nn.ModuleList(blocks)
         self.norm = RMSNorm(width, eps=1e-6)
@@ -183,7 +185,8 @@ class Transformer(nn.Module):
         a model without routing is causal either way.
         """
         x = self.embedding(tokens)  # (B, T, D)
-        rope = Rope(self.rope[:, : tokens.shape[1]])
+        turns = self.rope[:, : tokens.shape[1]]
+        rope = Rope(turns, turns_of_all(turns, self.heads) if by_hand(x) and torch.is_grad_enabled() else None)
         routings: list[Routing] = []
         for block in self.blocks:
             x, decisions = block(x, rope, causal)

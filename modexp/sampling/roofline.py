@@ -32,7 +32,8 @@ def measured(device: torch.device, weights: int, precision: str) -> Machine:
     n, item = 1024, ITEM[precision]
     # in fp32 whatever the precision, and along the longer side: nothing reads faster
     read = torch.ones(n, max(1, weights * item // (ITEM["fp32"] * n)), device=device)
-    return Machine(matmul_limit(device, precision), read.nbytes / least_seconds(read, read[0].clone()), item)
+    seconds = least_seconds(lambda: read @ read[0], device)
+    return Machine(matmul_limit(device, precision), read.nbytes / seconds, item)
 
 
 def step_seconds(model: ModelConfig, data: DataConfig, batch: int, context: float, machine: Machine) -> float:

@@ -6,12 +6,13 @@ import ctypes
 import os
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from modexp.errors import UserError
+from modexp.models.fused import product
 
 # On CPUs that multiply in bf16 (AMX, AVX512-BF16), bf16 pays from this width on: half as fast again without AMX,
 # which at width 128 gains a sixth. Narrower still, casting costs what it saves.
@@ -82,22 +83,24 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+@torch.no_grad()
 def matmul_limit(device: torch.device, precision: str, n: int | None = None) -> float:
-    """FLOP/s of a square matmul, n x n, on this device, the best of a few: what MFU is measured against."""
+    """FLOP/s of a square matmul, n x n, as models do it on this device, the best of a few: what MFU is measured
+    against."""
     n = n or (4096 if device.type == "cuda" else 512)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.ones(n, n, device=device, dtype=dtype) for _ in range(2))
-    return 2 * n**3 / least_seconds(a, b)
+    return 2 * n**3 / least_seconds(lambda: product(a, b), device)
 
 
-def least_seconds(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Of a @ b, the best of a few."""
+def least_seconds(call: Callable[[], object], device: torch.device) -> float:
+    """The best of a few."""
     best = float("inf")
     for _ in range(6):
-        wait(a.device)
+        wait(device)
         start = time.perf_counter()
-        a @ b
-        wait(a.device)
+        call()
+        wait(device)
         best = min(best, time.perf_counter() - start)
     return best
 

@@ -14,8 +14,8 @@ import torch
 from modexp.errors import UserError
 from modexp.models.fused import product
 
-# On CPUs that multiply in bf16 (AMX, AVX512-BF16), bf16 pays from this width on: half as fast again without AMX,
-# which at width 128 gains a sixth. Narrower still, casting costs what it saves.
+# On CPUs that multiply in bf16 (AMX, AVX512-BF16), bf16 pays from this width on: without AMX it is two fifths faster,
+# at width 128 a fifth. Narrower still, casting costs what it saves.
 CPU_BF16_WIDTH = 256
 
 COMPILE_FLOPS = 1e17  # some minutes of a current GPU

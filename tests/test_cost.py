@@ -105,8 +105,8 @@ def test_fewer_tokens_in_a_block_keep_fewer_bytes() -> None:
 def test_logits_are_counted_up_to_a_chunk_in_a_step_and_in_an_evaluation() -> None:
     data = replace(PythonData(sequence_length=64), vocab_size=100_000)
     model = BaselineConfig(n_layers=2, d_model=8, n_heads=1)
-    chunk = memory.CHUNK_LOGITS * memory.LOGIT["fp32"]
-    assert 64 * 100_000 < memory.CHUNK_LOGITS < 8192 * 100_000
+    chunk = 2 * memory.EVAL_LOGITS * memory.LOGIT["fp32"]
+    assert 64 * 100_000 < memory.EVAL_LOGITS < memory.CHUNK_LOGITS < 8192 * 100_000
     assert chunk < peak_bytes(model, data, 1, "fp32") < 1.05 * chunk, "an evaluation needs more than a short step"
     one, nine = (memory.step_bytes(model, data, micro, "fp32") for micro in (100, 900))
     assert nine - one == pytest.approx(800 * 64 * training_bytes_per_token(model, data)), "no more logits"

@@ -35,3 +35,26 @@ def test_freed_memory_is_used_again() -> None:
     if faults("as it comes") < blocks * pages * 0.9:
         pytest.skip("this machine brings memory in by larger pages")
     assert faults("prepared") < pages
+
+
+RELEASE = """
+import torch
+from modexp.train.hardware import prepare, release, resident
+device = torch.device("cpu")
+prepare(device, 1)
+freed = torch.ones(2**24)  # 64 MB
+above = torch.ones(2**10)  # what lies above keeps the heap from shrinking
+held = resident("VmRSS")
+del freed
+kept = resident("VmRSS")
+release(device)
+print(held - kept, held - resident("VmRSS"), len(above))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="elsewhere nothing is kept")
+def test_what_is_kept_can_be_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", RELEASE], capture_output=True, text=True, check=True)
+    before, after, _ = map(int, done.stdout.split())
+    assert before < 2**20, "what is freed is kept"
+    assert after > 0.9 * 2**26, "until it is given back"

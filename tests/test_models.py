@@ -18,7 +18,7 @@ from modexp.kinds import KINDS
 from modexp.models.build import assemble, build
 from modexp.models.loss import training_loss
 from modexp.models.mod import MoDBlock
-from modexp.models.routed import pack, top_k
+from modexp.models.routed import SIZES, most, pack, top_k
 from modexp.models.transformer import Rope, Transformer, rope_table
 from tests.reference import ROUNDING, reference
 
@@ -268,3 +268,15 @@ def test_predictor_decides_where_decisions_are_causal() -> None:
     after = model(ids, causal=True)
     assert after.routings[0].taken.all()
     assert not before.routings[0].taken.all()
+
+
+@pytest.mark.parametrize("T", [1, 5, 47, 256])
+def test_slots_of_an_evaluation_hold_the_fullest_row_in_few_sizes(T: int) -> None:
+    sizes = set()
+    for count in range(T + 1):
+        taken = torch.zeros(2, T, dtype=torch.bool)
+        taken[1, :count] = True
+        k = most(taken)
+        assert max(1, count) <= k <= T
+        sizes.add(k)
+    assert len(sizes) <= SIZES

@@ -9,6 +9,7 @@ from modexp.config.base import one_of, require
 
 MLPS = ("gelu", "swiglu")
 CHUNK_LOGITS = 2**27  # that a loss holds at once (modexp/models/head.py); smaller chunks pay more to sum gradients
+EVAL_LOGITS = CHUNK_LOGITS // 4  # of an evaluation, which sums none
 
 
 @dataclass(frozen=True)

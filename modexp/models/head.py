@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from modexp.config.model import CHUNK_LOGITS
+from modexp.config.model import CHUNK_LOGITS, EVAL_LOGITS
 
 
 def head_loss(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy in nats a token of the logits x W^T: x (B, T, D), ``weight`` (V, D), ``targets`` (B, T)."""
     x, targets = x.flatten(0, 1), targets.flatten()
-    n = max(1, CHUNK_LOGITS // len(weight))
+    n = max(1, (CHUNK_LOGITS if torch.is_grad_enabled() else EVAL_LOGITS) // len(weight))
     if len(targets) <= n:
         return F.cross_entropy(F.linear(x, weight).float(), targets)
     if torch.is_grad_enabled():

@@ -87,9 +87,17 @@ def first(taken: Tensor, limit: int, used: Tensor | int = 0) -> Tensor:
     return taken & (taken.long().cumsum(dim=-1) + used <= limit)
 
 
+SIZES = 16  # of a buffer for some of the tokens: were each batch's its own, an allocator could reuse little
+
+
 def most(taken: Tensor) -> int:
-    """Slots that the fullest row needs. Of several tokens a row this waits for the device: evaluation only."""
-    return 1 if taken.shape[-1] == 1 else max(1, int(taken.sum(dim=-1).max()))
+    """Slots for the fullest row, to the next of ``SIZES`` parts of its tokens. Of several tokens a row this waits for
+    the device: evaluation only."""
+    T = taken.shape[-1]
+    if T == 1:
+        return 1
+    part = math.ceil(T / SIZES)
+    return min(T, part * math.ceil(max(1, int(taken.sum(dim=-1).max())) / part))
 
 
 def flat_index(index: Tensor, T: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from modexp.config.data import DataConfig
-from modexp.config.model import CHUNK_LOGITS, ModelConfig
+from modexp.config.model import CHUNK_LOGITS, EVAL_LOGITS, ModelConfig
 from modexp.kinds import ledger
 
 SHARE = 0.5  # of the free memory that a plan relies on: allocators fragment, other processes come
@@ -54,12 +54,11 @@ def step_bytes(model: ModelConfig, data: DataConfig, micro: int, precision: str,
 def peak_bytes(model: ModelConfig, data: DataConfig, micro: int, precision: str, recompute: bool = False) -> float:
     """Most that a run holds beside its libraries: in a step, an evaluation or while it writes a checkpoint."""
     params = ledger(model, data).params_total
-    sequences = max(1, EVAL_TOKENS // data.sequence_length)
+    tokens = max(1, EVAL_TOKENS // data.sequence_length) * data.sequence_length
     # no gradients, and one block at a time: the stream, q, k, v and the MLP before and after its activation, in fp32;
-    # but the logits of many tokens and their float log-softmax
-    tokens = sequences * data.sequence_length
+    # but the logits of many tokens and their float log-softmax. Twice: what is freed does not fit what comes next
     block = 4 * tokens * (6 * model.shape[1] + 2 * model.mlp_hidden)
-    evaluation = 12 * params + block + min(tokens * data.vocab_size, CHUNK_LOGITS) * LOGIT[precision]
+    evaluation = 12 * params + 2 * (block + min(tokens * data.vocab_size, EVAL_LOGITS) * LOGIT[precision])
     return max(step_bytes(model, data, micro, precision, recompute), evaluation, STORING * params)
 
 

@@ -120,9 +120,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release(device: torch.device) -> None:
-    """Give what the allocator keeps of freed tensors back, for blocks of another size."""
+    """Give what the allocator keeps of freed tensors back, for blocks of other sizes."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_memory(device: torch.device) -> int:

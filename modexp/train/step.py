@@ -47,8 +47,11 @@ class Stepper:
         norm = clip_gradients(self.model, self.grad_clip)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        begins = not self.optimizer.state
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if begins:  # its moments now lie among what the first pass has freed, where later ones would not fit
+            release(self.device)
         return mean_loss, norm
 
     def passes_or_nothing(self, batch: Tensor, micro: int, seed: int) -> Tensor:

@@ -58,7 +58,7 @@ class _Norm(torch.autograd.Function):
 @cache
 def onednn_leads() -> bool:
     """Whether oneDNN multiplies faster here than MKL, PyTorch's choice in fp32: on AMD's CPUs MKL takes up to a fifth
-    longer (tests/benchmarks/nanogpt.py: 5 to 7 % of a step)."""
+    longer (tests/benchmarks/nanogpt.py: 4 to 7 % of a step)."""
     return torch.backends.mkldnn.is_available() and "AMD" in torch.cpu.get_capabilities().get("cpu_name", "")
 
 

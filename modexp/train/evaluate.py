@@ -14,7 +14,7 @@ from modexp.config.routing import LayersConfig
 from modexp.models.stochastic import part_of
 from modexp.models.transformer import Output, Transformer
 from modexp.plan.memory import EVAL_TOKENS
-from modexp.train.hardware import autocast, release
+from modexp.train.hardware import autocast, trim
 from modexp.train.world import ALONE, World
 
 
@@ -85,7 +85,7 @@ def evaluate(
     with what the top-k takes, in the pass that the top-k decides.
     """
     row: dict[str, float] = {}
-    release(device)  # a step's blocks are of other sizes, here and behind
+    trim(device)  # a step's blocks are of other sizes, here and behind
     batches = sequences.split(max(1, EVAL_TOKENS // (sequences.shape[1] - 1)))
     if config.can_be_causal:
         loss, counts = run_pass(model, batches, device, precision, causal=True, world=world)
@@ -102,5 +102,5 @@ def evaluate(
             _, taken, predicted, hits = (part[~counts.hits.isnan()].sum().item() for part in counts)
             row["val/predictor_precision"] = hits / max(1.0, predicted)
             row["val/predictor_recall"] = hits / taken
-    release(device)
+    trim(device)
     return row

@@ -123,7 +123,12 @@ def release(device: torch.device) -> None:
     """Give what the allocator keeps of freed tensors back, for blocks of other sizes."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    elif platform.libc_ver()[0] == "glibc":
+    trim(device)
+
+
+def trim(device: torch.device) -> None:
+    """As :func:`release`, on a CPU alone, whose heap is left with holes: for where GPUs need not pay."""
+    if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 

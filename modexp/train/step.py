@@ -11,7 +11,7 @@ from modexp.config.root import Config
 from modexp.models.build import build
 from modexp.models.stochastic import part_of
 from modexp.models.transformer import Transformer
-from modexp.train.hardware import is_out_of_memory, release
+from modexp.train.hardware import is_out_of_memory, release, trim
 from modexp.train.optimizer import clip_gradients, make_optimizer
 from modexp.train.parallel import keeping_gradients, spread
 from modexp.train.recompute import averages_of
@@ -51,7 +51,7 @@ class Stepper:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if begins:  # its moments now lie among what the first pass has freed, where later ones would not fit
-            release(self.device)
+            trim(self.device)
         return mean_loss, norm
 
     def passes_or_nothing(self, batch: Tensor, micro: int, seed: int) -> Tensor:

@@ -115,12 +115,15 @@ class Processes(World):
         """Leave together: the exit code of this process, which is that of the first failure if there was one."""
         if self.leads and not self.store.check(["order"]):
             self.store.set("order", json.dumps({"code": code}))
-        if self.store.check(["failure"]):
+        failed = self.store.check(["failure"])
+        if failed:
+            code = json.loads(self.store.get("failure"))["code"]
+        else:
+            self.barrier()  # gloo aborts now and then where a process leaves before the others are done
+        self.ended.set()
+        if failed or not self.leads:
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
-            # a process group whose members are gone aborts when it is taken down
-            os._exit(json.loads(self.store.get("failure"))["code"])
-        self.barrier()  # gloo aborts now and then where a process leaves before the others are done
-        self.ended.set()
+            os._exit(code)  # a process group whose members are gone may abort when it is taken down
         dist.destroy_process_group()
         return code

@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 
 import torch
 
@@ -47,10 +48,14 @@ def keep_freed_memory() -> None:
     """glibc hands blocks above 32 MB back to the kernel when they are freed, and a page fault brings in every 4 kB of
     them again: casts and gradients of large weights then take six times as long. Elsewhere, nothing is done."""
     trim_threshold, mmap_max = -1, -4  # their names in malloc.h
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
+    if libc := glibc():
         libc.mallopt(mmap_max, 0)
         libc.mallopt(trim_threshold, -1)  # never
+
+
+@cache
+def glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
 def choose_precision(wanted: str, device: torch.device, widths: Iterable[int]) -> str:
@@ -128,8 +133,8 @@ def release(device: torch.device) -> None:
 
 def trim(device: torch.device) -> None:
     """As :func:`release`, on a CPU alone, whose heap is left with holes: for where GPUs need not pay."""
-    if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
+    if device.type == "cpu" and (libc := glibc()):
+        libc.malloc_trim(0)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from modexp.config.routing import MoDConfig, ThresholdConfig, TokenChoiceConfig
 from modexp.kinds import KINDS
 from modexp.models import stochastic
-from modexp.models.cache import packed
+from modexp.models.cache import KVCache, one_each, packed
 from modexp.models.routed import RoutedBlock
 from modexp.models.transformer import Fresh, Rope, Transformer
 from modexp.sampling.decode import Decoder, in_bf16, padded
@@ -238,6 +239,24 @@ def test_what_decides_and_the_embedding_stay_in_fp32(tied: bool) -> None:
 
 
 # ---- what it costs ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("used", [[0, 0, 0, 0], [5, 5, 5, 5], [5, 2, 0, 7]])
+@pytest.mark.parametrize("rows", [slice(None), torch.tensor([0, 3])])
+def test_one_token_each_is_packed_as_by_packed(rows: slice | torch.Tensor, used: list[int]) -> None:
+    held = torch.tensor(used)
+    fresh = torch.randn(2, len(held[rows]), 3, 1, 8)  # keys and values of a token
+    seen = []
+    for tokens in (one_each(rows, held), packed(rows, torch.ones(len(held[rows]), 1, dtype=torch.bool), held)):
+        cache = KVCache(4, 3, 8, 9, 9, torch.zeros(1))
+        cache.keys += torch.arange(9.0)[:, None]
+        cache.used += held
+        keys, _ = cache.extend(*fresh, tokens)
+        attended = F.scaled_dot_product_attention(fresh[0], keys, keys, attn_mask=tokens.visible)
+        seen.append((tokens.filled, tokens.held, attended, cache.keys, cache.values, cache.used))
+        assert (tokens.longest, tokens.begins) == (max(held[rows]) + 1, not any(held[rows]))
+    for one, other in zip(*seen, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_bypassing_row_costs_the_decision_alone() -> None:

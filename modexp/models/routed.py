@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modexp.config.routing import RoutedConfig
-from modexp.models.cache import State, in_every_row, packed
+from modexp.models.cache import State, in_every_row, one_each, packed
 from modexp.models.transformer import Block, Fresh, Rope, Routing
 
 GATES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -193,16 +193,11 @@ class RoutedBlock(Block):
         """As ``forward(causal=True)``, token by token: the cache holds the tokens that went through, and so counts
         them. Rows in which none does cost the choice alone. Waits for the device, to know which rows those are."""
         taken, weights = self.admit(x, fresh, state)
+        if x.shape[1] == 1:
+            return self.extend_one(x, taken, weights, fresh.rope, state)
         rows = taken.any(dim=1).nonzero().squeeze(1)  # (R,)
         if not len(rows):
             return x
-        if x.shape[1] == 1:  # a token a row: there is nothing to pack, and nothing to move where all rows take part
-            everyone = len(rows) == len(x)
-            some: Tensor | slice = slice(None) if everyone else rows
-            tokens = packed(some, taken[some], state.cache.used)
-            delta = self.extend_delta(x[some], Rope(fresh.rope.turns[some]), tokens, state)
-            delta = (delta * self.gate(weights[some]).unsqueeze(-1)).to(x.dtype)
-            return x + delta if everyone else x.index_add(0, rows, delta)
         taken = taken[rows]
         index, filled = pack(taken, most(taken))  # (R, k)
         at = (rows[:, None], index)
@@ -211,3 +206,15 @@ class RoutedBlock(Block):
         chosen = x[at]  # (R, k, D)
         delta = self.extend_delta(chosen, rope, packed(rows, filled, state.cache.used), state) * gate.unsqueeze(-1)
         return x.index_put(at, chosen + delta.to(x.dtype))
+
+    def extend_one(self, x: Tensor, taken: Tensor, weights: Tensor, rope: Rope, state: State) -> Tensor:
+        """:meth:`extend` of a token a row, x (B, 1, D): there is nothing to pack, and nothing to move where all rows
+        take part."""
+        rows = taken.squeeze(1).nonzero().squeeze(1)  # (R,)
+        if not len(rows):
+            return x
+        everyone = len(rows) == len(x)
+        some: Tensor | slice = slice(None) if everyone else rows
+        delta = self.extend_delta(x[some], Rope(rope.turns[some]), one_each(some, state.cache.used), state)
+        delta = (delta * self.gate(weights[some]).unsqueeze(-1)).to(x.dtype)
+        return x + delta if everyone else x.index_add(0, rows, delta)

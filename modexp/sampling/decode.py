@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from modexp.models.cache import packed
+from modexp.models.cache import one_each, packed
 from modexp.models.experts import Experts
 from modexp.models.fused import Linear
 from modexp.models.transformer import Block, Fresh, Rope, Transformer
@@ -50,14 +50,17 @@ class Decoder:
         ``valid`` (B, n) marks the tokens of each row, the rest behind them is padding: it is computed where that is
         cheaper than leaving it out, and means nothing. Decisions are as in ``model(tokens, causal=True)``.
         """
-        if valid is None:
-            valid = torch.ones_like(tokens, dtype=torch.bool)
         if self.steps is not None:
             self.steps.forget()
         table = self.model.rope
         positions = self.lengths[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
         positions = positions.clamp(max=table.shape[1] - 1)  # of padding, which may hang over the end
-        fresh = Fresh(packed(slice(None), valid, self.lengths), Rope(table).at(positions))
+        if valid is None and tokens.shape[1] == 1:
+            arrived = one_each(slice(None), self.lengths)
+        else:
+            valid = torch.ones_like(tokens, dtype=torch.bool) if valid is None else valid
+            arrived = packed(slice(None), valid, self.lengths)
+        fresh = Fresh(arrived, Rope(table).at(positions))
         x = self.model.embedding(tokens)  # (B, n, D)
         for block, state in zip(self.blocks, self.states, strict=True):
             x = block.extend(x, fresh, state)

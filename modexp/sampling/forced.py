@@ -20,24 +20,30 @@ DRAWS = 2**20  # decisions of a block; then they repeat
 
 
 class Draws:
-    """Decisions with probability ``share``, drawn beforehand, as a router that decides draws nothing. How many are used
-    up is known to the device, where recorded steps move it on."""
+    """Decisions with probability ``share``, drawn beforehand, as a router that decides draws nothing. Those of n tokens
+    are taken n at a time; how many were is known to the device, where recorded steps move it on."""
 
     def __init__(self, name: str, share: float, device: torch.device) -> None:
         self.name, self.share = name, share
         self.decisions = torch.zeros(DRAWS, dtype=torch.bool, device=device)
-        self.used = torch.zeros((), dtype=torch.long, device=device)
+        self.batches: dict[int, tuple[Tensor, Tensor]] = {}  # by n: decisions (.., n), and which are next (1,)
 
+    @torch.inference_mode()
     def begin(self, seed: int) -> None:
         drawn = torch.rand(DRAWS, generator=stream(seed, f"decisions of {self.name}")) < self.share
         self.decisions.copy_(drawn)
-        self.used.zero_()
+        for _, place in self.batches.values():
+            place.zero_()
 
     def like(self, undecided: Tensor) -> Tensor:
         n = undecided.numel()
-        found = self.decisions[(torch.arange(n, device=self.used.device) + self.used) % DRAWS]
-        self.used += n
-        return found.view(undecided.shape)
+        if n not in self.batches:
+            batches = self.decisions[: DRAWS // n * n].view(-1, n)
+            self.batches[n] = batches, torch.zeros(1, dtype=torch.long, device=batches.device)
+        batches, place = self.batches[n]
+        found = batches.index_select(0, place).view(undecided.shape)
+        place.add_(1).remainder_(len(batches))
+        return found
 
 
 def force_decisions(model: Transformer) -> list[Draws]:

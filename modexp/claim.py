@@ -15,9 +15,10 @@ import fcntl
 import json
 import os
 import platform
+import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -37,12 +38,16 @@ CLAIM = ".claim-"
 class Claim:
     """A directory held by this process: see :func:`claimed`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, token: str) -> None:
         self.path = path
+        self.token = token  # a number can be another's by now
+
+    def holds(self) -> bool:
+        return read(self.path).get("token") == self.token
 
     def check(self) -> None:
         """RunFailed where another process took over: this one was silent for too long, asleep or cut off the disk."""
-        if not self.path.exists():
+        if not self.holds():
             other = holder(self.path.parent)
             raise RunFailed(
                 f"{self.path.parent} was taken over by another process" + (f" on {other['host']}" if other else ""),
@@ -65,23 +70,25 @@ def state(folder: Path) -> str:
 def claimed(folder: Path) -> Iterator[Claim]:
     """Hold ``folder`` for this process. UserError where a living one has it, or where it cannot be written."""
     with lock(folder) as locked:
-        claim = Claim(take(folder, locked))
+        claim = take(folder, locked)
         try:
-            with beating(claim.path):
+            with beating(claim.path, claim.holds):
                 yield claim
         finally:
-            claim.path.unlink(missing_ok=True)
+            if claim.holds():
+                claim.path.unlink(missing_ok=True)
 
 
 @contextmanager
-def beating(path: Path) -> Iterator[None]:
-    """Touch ``path`` every ten seconds."""
+def beating(path: Path, ours: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Touch ``path`` every ten seconds, as long as it is ``ours``."""
     over = threading.Event()
 
     def beat() -> None:
         while not over.wait(BEAT):
-            with suppress(OSError):  # the disk may come back
-                os.utime(path)
+            if ours():
+                with suppress(OSError):  # the disk may come back
+                    os.utime(path)
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
@@ -136,17 +143,17 @@ def lock_is_held(folder: Path) -> bool | None:
 # ---- the claim, for the others ---------------------------------------------------------------------------------
 
 
-def take(folder: Path, locked: bool) -> Path:
+def take(folder: Path, locked: bool) -> Claim:
     """Make the claim after the newest there; the caller has the lock, where the disk has one."""
     number = newest(folder)
     if number and may_live(folder, number, False if locked else None):
         raise taken(folder)
     if number and not ours(folder, number, locked):
         watch(folder, number)
-    path = folder / f"{CLAIM}{number + 1}"
+    path, token = folder / f"{CLAIM}{number + 1}", secrets.token_hex(8)
     try:
         with open(path, "x") as file:
-            file.write(json.dumps(myself()))
+            file.write(json.dumps({**myself(), "token": token}))
     except FileExistsError:
         raise taken(folder) from None
     except OSError as error:
@@ -158,7 +165,7 @@ def take(folder: Path, locked: bool) -> Path:
     for old in folder.glob(f"{CLAIM}*"):
         if old != path:
             old.unlink(missing_ok=True)
-    return path
+    return Claim(path, token)
 
 
 def watch(folder: Path, number: int) -> None:
@@ -225,9 +232,10 @@ def touched(path: Path) -> float | None:
 def read(path: Path) -> dict[str, Any]:
     """What a claim says of its process; empty while it is being written."""
     try:
-        return json.loads(path.read_text())
+        said = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
+    return said if isinstance(said, dict) else {}
 
 
 def myself() -> dict[str, Any]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +34,39 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
         raise unwritable(path.parent, error) from None
 
 
-def unwritable(folder: Path, error: OSError) -> UserError:
-    return UserError(
-        f"{folder} cannot be written: {error.strerror}",
-        "see to its permissions and free space, or choose another place",
+class Unwritable(UserError):
+    """A place that cannot be written, and what the system said."""
+
+    error: OSError
+
+
+def unwritable(folder: Path, error: OSError, what: str = "", cure: str = "") -> Unwritable:
+    failed = Unwritable(
+        f"{what}{folder} cannot be written: {error.strerror}",
+        cure or "see to its permissions and free space, or choose another place",
     )
+    failed.error = error
+    return failed
+
+
+@contextmanager
+def exclusive(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Only one process at a time holds the lock in ``path``, and it goes with its process. On a disk that has no locks
+    nobody waits: what is written is whole anyway."""
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield
 
 
 def check_writable(folder: Path) -> None:
     """Refuse a folder that could not be made or written, before long work depends on it. Leaves nothing behind."""
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place))
     if not there.is_dir():
         raise unwritable(folder, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
     if not os.access(there, os.W_OK | os.X_OK):
@@ -57,11 +83,11 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
     """The object in ``path``, which must hold ``keys``. UserError for what is missing or damaged."""
-    remedy = f"remove {path.parent} and give the command that made it again"
+    remedy = "remove that file alone and give the command that made it again"
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist", remedy) from None
+        raise UserError(f"{path} does not exist", "give the command that makes it") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}", remedy) from None
     if not isinstance(value, dict) or any(key not in value for key in keys):

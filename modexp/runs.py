@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -71,17 +71,17 @@ class RunDir:
         return read_json(self.result_path, "status") if self.result_path.exists() else None
 
     def error(self) -> str:
-        return self.error_path.read_text().strip() if self.error_path.exists() else ""
+        return self.error_path.read_text(errors="replace").strip() if self.error_path.exists() else ""
 
     def metrics(self) -> list[dict[str, Any]]:
         """Rows of metrics.jsonl up to the first that is not whole: a crash can cut off the last one."""
         rows = []
         if self.metrics_path.exists():
             for line in self.metrics_path.read_bytes().splitlines(keepends=True):
-                try:
-                    rows.append(json.loads(line if line.endswith(b"\n") else b""))
-                except ValueError:
+                row = row_of(line)
+                if row is None:
                     break
+                rows.append(row)
         return rows
 
     def last_row(self) -> dict[str, Any]:
@@ -92,10 +92,7 @@ class RunDir:
                 lines = file.read().splitlines(keepends=True)
         except FileNotFoundError:
             return {}
-        for line in reversed(lines):
-            with suppress(ValueError):
-                return json.loads(line if line.endswith(b"\n") else b"")
-        return {}
+        return next((row for row in map(row_of, reversed(lines)) if row is not None), {})
 
     def cut_metrics(self, step: int) -> None:
         """Drop the rows later than ``step``: a resumed run writes them again."""
@@ -129,13 +126,22 @@ class RunDir:
 
     def fail(self, reason: str) -> None:
         """Keep why this attempt failed, unless the run is another process's by now."""
-        if self.claim is None or self.claim.path.exists():
+        if self.claim is None or self.claim.holds():
             write_text(self.error_path, f"{reason}\n")
 
     def check_claim(self) -> None:
         """RunFailed where another process took this run over."""
         if self.claim:
             self.claim.check()
+
+
+def row_of(line: bytes) -> dict[str, Any] | None:
+    """A row of metrics; None if the line is not whole, or damaged."""
+    try:
+        row = json.loads(line if line.endswith(b"\n") else b"")
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def identity(config: Config) -> str:

@@ -212,3 +212,28 @@ def test_a_study_of_it(tmp_path: Path, tiny: list[str], modexp_cli: Cli) -> None
     [result] = (tmp_path / "runs/small").glob("*/result.json")
     assert json.loads(result.read_text())["status"] == "done"
     assert load(result.parent).tokenizer.vocabulary == VOCABULARY
+
+
+def test_bytes_a_token_are_of_what_is_evaluated_whatever_the_cache_holds(config: FilesData) -> None:
+    """A cache grows by what others ask for: the first tokens have as many bytes as before, exactly."""
+    from tokenizers import Tokenizer
+
+    few = 3 * 64 + 1
+    before = prepare(config, 10, few).manifest
+    grown = whole(config)
+    assert grown.manifest["validation_tokens"] > before["validation_tokens"]
+    again = open_corpus(config, before["content_hash"], 10, few).manifest
+    library = Tokenizer.from_file(str(tokenizer_file(before["content_hash"])))
+    end = library.token_to_id("<|endoftext|>")
+    for split, documents in texts(config).items():
+        left, num_bytes = few, 0.0
+        tokens = stream(grown, split)
+        for number, stop in enumerate(np.flatnonzero(tokens == end)):
+            length = int(stop) + 1 - (few - left)
+            num_bytes += len(documents[number]) * min(1, left / length)
+            left -= min(left, length)
+            if not left:
+                break
+        for found in (before, again):
+            assert found[f"{split}_bytes_per_token"] == pytest.approx(num_bytes / few, rel=1e-12)
+    assert again["validation_bytes_per_token"] != grown.manifest["validation_bytes_per_token"]

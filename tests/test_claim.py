@@ -140,7 +140,7 @@ def test_of_many_only_one_takes_over(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(won) == 1
-    assert [p.name for p in tmp_path.glob(".claim-*")] == [won[0].name]
+    assert [p.name for p in tmp_path.glob(".claim-*")] == [won[0].path.name]
 
 
 def test_who_was_taken_for_dead_writes_nothing_more(tmp_path: Path) -> None:
@@ -171,3 +171,12 @@ def test_a_disk_that_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     of_another_machine(tmp_path)
     monkeypatch.setattr(claim.os, "utime", read_only)
     assert claim.state(tmp_path) == "held"
+
+
+def test_a_number_that_came_back_is_not_ones_own(tmp_path: Path) -> None:
+    """Another process took over, stopped, and a third one got the first one's number again."""
+    with claim.claimed(tmp_path) as held:
+        of_another_machine(tmp_path, number=1)
+        with pytest.raises(RunFailed, match="taken over by another process on node7"):
+            held.check()
+    assert (tmp_path / ".claim-1").exists(), "the other's claim stands"

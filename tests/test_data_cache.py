@@ -11,6 +11,7 @@ import pytest
 
 from modexp.data import order, shards
 from modexp.data.corpus import Corpus, open_corpus, prepare
+from modexp.errors import UserError
 from tests.texts import (
     DOCUMENTS,
     T,
@@ -27,7 +28,7 @@ def cached(corpus: Corpus) -> Path:
     return Path(os.environ["MODEXP_CACHE"]) / corpus.manifest["content_hash"]
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "lose", "index"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "lose", "lengths", "index"])
 def test_a_damaged_cache_is_made_again(tmp_path: Path, small_blocks: None, damage: str) -> None:
     config = files_data(tmp_path)
     whole = prepare(config, 10**9, 10**9)
@@ -40,6 +41,8 @@ def test_a_damaged_cache_is_made_again(tmp_path: Path, small_blocks: None, damag
         shard.write_bytes(content[:-1])
     elif damage == "lose":
         shard.unlink()
+    elif damage == "lengths":
+        shard.with_suffix(".documents").write_bytes(b"")
     else:
         (cached(whole) / "index.json").write_text("{")
     lines: list[str] = []
@@ -142,3 +145,21 @@ def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:
 
         with shards.locked(tmp_path / "store", let_go):
             assert "waiting" in lines[0]
+
+
+def test_a_cache_on_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("modexp.files.fcntl.flock", unsupported)
+    assert prepare(files_data(tmp_path), 100, 100).manifest["train_tokens"] >= 100
+
+
+def test_a_shard_that_cannot_be_written_names_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    config = files_data(tmp_path)
+    monkeypatch.setattr("modexp.files.os.fsync", full)
+    with pytest.raises(UserError, match=r"the token cache .* cannot be written: No space left .*\n.*data\.cache_dir"):
+        prepare(config, 100, 100)

@@ -66,11 +66,6 @@ def test_integrated_without_no_ops_is_moe(chooser: str) -> None:
 @pytest.mark.parametrize("config", [TokenChoiceConfig(**SHAPE, capacity=1.0, gate="none")])
 def test_token_choice_of_everything_is_the_baseline(config: TokenChoiceConfig) -> None:
     baseline, model = build(BaselineConfig(**SHAPE), DATA, 3), build(config, DATA, 3)
-    with torch.no_grad():
-        for block in model.blocks:
-            if hasattr(block, "router"):
-                block.router.weight[1].copy_(block.router.weight[0])
-        # equal probabilities choose nobody; a threshold below them chooses all
     ids = tokens()
     everyone = copy.deepcopy(model)
     for block in everyone.blocks:

@@ -7,6 +7,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from modexp.train.hardware import memory_free, resident
 
 FAULTS = """
 import resource, sys, torch
@@ -58,3 +61,16 @@ def test_what_is_kept_can_be_given_back() -> None:
     before, after, _ = map(int, done.stdout.split())
     assert before < 2**20, "what is freed is kept"
     assert after > 0.9 * 2**26, "until it is given back"
+
+
+def test_a_slurm_job_counts_on_the_memory_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    alone = memory_free(cpu)
+    for given, expected in (("", alone), ("0", alone), ("100000000", alone)):
+        monkeypatch.setenv("SLURM_MEM_PER_NODE", given)
+        assert memory_free(cpu) == expected
+    gib = resident("VmRSS") // 2**30 + 1
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", str(1024 * gib))
+    assert 0 < memory_free(cpu) <= min(alone, gib * 2**30)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4096")
+    assert memory_free(cpu) == 0

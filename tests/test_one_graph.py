@@ -111,7 +111,8 @@ def test_the_loss_in_chunks_is_the_loss_at_once(tied: bool, monkeypatch: pytest.
     tokens = torch.randint(1000, (2, 3, 48), generator=torch.Generator().manual_seed(0))
     wanted = F.cross_entropy(model(tokens[0]).logits.flatten(0, 1), tokens[1].flatten())
     expected = torch.autograd.grad(wanted, list(model.parameters()))
-    monkeypatch.setattr(head, "CHUNK_LOGITS", 30_999)  # 30 tokens of 144
+    for limit in ("CHUNK_LOGITS", "EVAL_LOGITS"):
+        monkeypatch.setattr(head, limit, 30_999)  # 30 tokens of 144
     found = model(tokens[0], tokens[1]).loss
     assert found.item() == pytest.approx(wanted.item(), abs=1e-6)
     for one, other in zip(torch.autograd.grad(found, list(model.parameters())), expected, strict=True):
@@ -138,3 +139,19 @@ def test_chunks_take_no_more_flops_and_less_memory_than_all_logits(monkeypatch: 
         head.head_loss(x, weight, targets).backward()
     assert counter.get_total_flops() == 3 * 2 * 128 * 8 * 1000
     assert largest <= 1000 * 16
+
+
+def test_averages_that_moved_to_a_device_are_put_back_too() -> None:
+    """There a block has other buffers than when its forward pass was wrapped."""
+    found = []
+    for again in (False, True):
+        config = config_of("mod_threshold")
+        model = build(config.model, config.data, seed=0).train()
+        for block in model.blocks if again else ():
+            recompute(block)
+        model._apply(torch.clone)
+        tokens = torch.randint(256, (4, 64), generator=torch.Generator().manual_seed(0))
+        training_loss(model(tokens, tokens))[0].backward()
+        found.append({name: buffer.tolist() for name, buffer in model.named_buffers() if "rope" not in name})
+    assert found[0] == found[1]
+    assert found[0]

@@ -17,6 +17,7 @@ from modexp.errors import Interrupted, RunFailed, UserError
 from modexp.runs import RunDir
 from modexp.train import checkpoint
 from modexp.train.loop import Training, train
+from modexp.train.provenance import git_state
 from modexp.train.signals import Stop
 from tests.test_train import MOD, StopAt, planned, same_outcome
 
@@ -165,3 +166,45 @@ def test_failure_is_written_down(tmp_path: Path, tiny: list[str], monkeypatch: p
     monkeypatch.undo()
     assert train(run.path)["status"] == "done"
     assert run.error() == ""
+
+
+def test_what_was_passed_over_as_damaged_does_not_crowd_out_what_is_saved_now(tmp_path: Path, tiny: list[str]) -> None:
+    run = planned(tmp_path / "r", [*tiny, *MOD, "budget=5e9", "trainer.keep_checkpoints=1"])
+    with pytest.raises(Interrupted):
+        Training(run, StopAt(9)).to_the_end()
+    (newest,) = checkpoint.saved(run.checkpoints)
+    (newest / "state.json").write_text("{}")
+    with pytest.raises(Interrupted):
+        Training(run, StopAt(4)).to_the_end()
+    (saved,) = checkpoint.saved(run.checkpoints)
+    assert saved.name < newest.name
+    assert saved.name == f"step-{Training(run, Stop()).state.step:09d}"
+
+
+def test_a_result_needs_the_row_of_the_last_step(tmp_path: Path, tiny: list[str]) -> None:
+    run = planned(tmp_path / "r", [*tiny, *MOD, "budget=5e9"])
+    train(run.path)
+    run.result_path.unlink()
+    run.write_metrics(run.metrics()[:-1])
+    with pytest.raises(RunFailed, match="lacks the row of step"):
+        train(run.path)
+    assert not run.result_path.exists()
+
+
+def test_no_run_is_lost_over_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_state() in ({}, {"commit": None, "dirty": None})
+    (tmp_path / "git").write_text("#!/bin/sh\nexit 128\n")
+    (tmp_path / "git").chmod(0o755)
+    assert git_state() in ({}, {"commit": None, "dirty": None})
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_closes_asks_to_stop_unless_nohup_has_it_ignored(ignored: bool) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with Stop() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.signal == (0 if ignored else signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -8,7 +8,7 @@ from modexp.config.data import DataConfig
 from modexp.config.experts import MoEConfig
 from modexp.config.model import BaselineConfig
 from modexp.config.routing import MoDConfig
-from modexp.sampling.roofline import Machine, step_seconds
+from modexp.sampling.roofline import Machine, rows, step_seconds
 
 D, L, V, T = 64, 4, 256, 96
 DATA = DataConfig(vocab_size=V, sequence_length=T)
@@ -22,6 +22,20 @@ def test_where_reading_is_slow_a_dense_step_is_its_weights_and_its_cache(item: i
     machine = Machine(NEVER, 1e9, item)
     expected = item * (L * BLOCK + V * D + batch * L * 2 * 40 * D) / 1e9
     assert step_seconds(BaselineConfig(**SHAPE), DATA, batch, 40, machine) == pytest.approx(expected)
+
+
+def test_a_tied_head_reads_the_embedding() -> None:
+    machine = Machine(NEVER, 1e9, 4)
+    own, tied = (BaselineConfig(**SHAPE, tie_embeddings=tied) for tied in (False, True))
+    assert step_seconds(tied, DATA, 4, 40, machine) == pytest.approx(step_seconds(own, DATA, 4, 40, machine))
+
+
+@pytest.mark.parametrize("share", [0.125, 0.5, 1.0])
+@pytest.mark.parametrize("batch", [1, 16, 5000])
+def test_rows_that_take_part_are_as_many_as_their_share(batch: int, share: float) -> None:
+    found = rows(batch, share)
+    assert sum(chance for _, chance in found) == pytest.approx(1)
+    assert sum(n * chance for n, chance in found) == pytest.approx(share * batch)
 
 
 def test_where_computing_is_slow_it_is_the_flops() -> None:

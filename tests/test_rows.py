@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from modexp.errors import Interrupted
 from modexp.train import loop
 from modexp.train.loop import Training, train
+from modexp.train.outcome import Consumed
+from modexp.train.progress import Progress
+from modexp.train.rows import Rows
+from modexp.train.trackers import Tracker
 from tests.test_resume import StopAt
 from tests.test_train import MOD, planned, same_outcome
 
@@ -52,3 +58,22 @@ def test_what_diverged_is_told_a_step_later(tmp_path: Path, tiny: list[str], mon
     assert result["status"] == "diverged"
     assert "train/loss is nan at step 10" in result["error"]
     assert result["steps"] == 11
+
+
+def test_seconds_since_the_last_row_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a checkpoint in between has counted, the next row does not count again."""
+    clock = iter([10.0, 13.0, 14.0, 15.0])  # beginning, checkpoint, row, checkpoint
+    monkeypatch.setattr("modexp.train.rows.time.perf_counter", lambda: next(clock))
+    consumed, plan = Consumed(), {"sequence_length": 8, "training_flops_per_sequence": 80.0}
+    with open(tmp_path / "rows", "w") as file, Progress("r", 2) as progress:
+        rows = Rows(file, Tracker(), progress, consumed, plan, 1.0, 1.0, torch.device("cpu"))
+        rows.count()
+        assert consumed.train_seconds == 3
+        consumed.step, consumed.sequences = 1, 4
+        rows.mark(0.1, 1, torch.tensor(2.0), torch.tensor(1.0))
+        rows.settle()
+        assert consumed.train_seconds == 4
+        rows.count()
+        assert consumed.train_seconds == 5
+    row = json.loads((tmp_path / "rows").read_text())
+    assert row["perf/tokens_per_s"] == 4 * 8 / 4, "a row's speed is over all of its time"

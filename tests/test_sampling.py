@@ -330,3 +330,10 @@ def test_a_decoder_lays_weights_out_and_leaves_their_values(tied: bool) -> None:
     assert strides == [[False, False], [True, False], [True, True]]
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+def test_a_decoder_refuses_more_tokens_than_it_was_made_for() -> None:
+    decoder = Decoder(any_model("mod"), 2, 8, static=False)
+    decoder.extend(ids(2)[:, :8])
+    with pytest.raises(AssertionError, match="more tokens than the decoder was made for"):
+        decoder.extend(ids(2)[:, :1])

@@ -159,12 +159,17 @@ def test_following_ends_with_the_runs_and_survives_a_silent_queue(
     submit(study, runs, SlurmConfig(), 1)
     monkeypatch.setattr("modexp.cli.watch.record", lambda run: {"status": "planned"})
     monkeypatch.setattr(Watch, "show", lambda *_: None)
+    answers = (programs / "squeue").read_text()
+    (programs / "squeue").write_text("#!/bin/sh\nexit 1\n")
     with Watch(runs, 3) as watch:
         follower = threading.Thread(target=follow, args=(study, runs, watch))
         follower.start()
+        time.sleep(1)
+        assert watch.ended_runs == 0, "a queue that has not answered yet has not ended the runs"
+        (programs / "squeue").write_text(answers)
+        time.sleep(0.5)
         write_json(runs[0].result_path, {"status": "diverged", "error": "loss is nan"})
         wait_until(lambda: watch.ended_runs == 1)
-        answers = (programs / "squeue").read_text()
         (programs / "squeue").write_text("#!/bin/sh\nexit 1\n")
         time.sleep(0.5)
         assert watch.ended_runs == 1, "a queue that does not answer has not ended the runs"

@@ -33,7 +33,7 @@ def run(study: Study, arms: Arms, yes: bool) -> int:
     study = set_up(study, known, unfinished(study, known), yes)  # before anything is logged or made
     most = max(planned.plan.sequences for planned in known)
     log = decisions.append(study.path, log, fresh)
-    directories = write_runs(study, plan.runs)
+    directories = write_runs(study, decisions.plan_of_log(log, arms).runs)  # another sweep's, if it was quicker
     tell_skipped(directories)
     stopped = False
     while True:

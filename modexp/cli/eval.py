@@ -66,6 +66,7 @@ def evaluated(run: LoadedRun, sequences: int, split: str) -> dict[str, Any]:
     device = choose_device(config.trainer.device)
     prepare(device, config.trainer.threads)
     trained = run.model.to(device)  # tells of a run without checkpoint before text is prepared
+    asked = sequences * data.sequence_length + 1
     corpus, sequences = opened(run, promise["data"]["content_hash"], sequences, split)
 
     found: dict[str, Any] = {
@@ -85,11 +86,11 @@ def evaluated(run: LoadedRun, sequences: int, split: str) -> dict[str, Any]:
 
     if model.can_be_causal:
         found["loss"], counts = one_pass(True, "causal")
-        bytes_per_token = promise["data"][f"{split}_bytes_per_token"]
+        bytes_per_token = corpus.bytes_per_token(split, asked)
         found["bits_per_byte"] = found["loss"] / math.log(2) / bytes_per_token
         found["flops_per_token"] = planned
         if counts is not None:
-            shares = (counts.taken / counts.slots).tolist()
+            shares = counts.shares.tolist()
             for layer, share in zip(layers, shares, strict=True):
                 layer["capacity"] = share
             if isinstance(model, LayersConfig):

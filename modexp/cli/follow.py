@@ -26,9 +26,11 @@ def follow(study: Path, runs: Sequence[RunDir], watch: Watch) -> None:
         failed: list[RunDir] = []
         if time.monotonic() - looked >= LOOK:
             looked = time.monotonic()
-            active = at_work(study, [*left.values()], active)
-            quiet = 0 if active else quiet + 1
-            failed = [run for name, run in left.items() if name not in active and run.error_path.exists()]
+            found = at_work(study, [*left.values()])
+            if found is not None:
+                active = found
+                quiet = 0 if active else quiet + 1
+                failed = [run for name, run in left.items() if name not in active and run.error_path.exists()]
         ended = [run for run in left.values() if run.result_path.exists() or run in failed or quiet == QUIET]
         for run in ended:
             watch.ended(run, run.error() or f"left unfinished, see {run.log_path}")
@@ -38,15 +40,13 @@ def follow(study: Path, runs: Sequence[RunDir], watch: Watch) -> None:
             time.sleep(POLL)
 
 
-def at_work(study: Path, runs: Sequence[RunDir], before: dict[str, Task | None]) -> dict[str, Task | None]:
-    """Runs that have a job or a process, by name; as ``before`` where the queue does not answer."""
+def at_work(study: Path, runs: Sequence[RunDir]) -> dict[str, Task | None] | None:
+    """Runs that have a job or a process, by name; None where the queue does not answer."""
     try:
         queue = queued(study)
     except UserError as error:
-        if before:
-            note(f"warning: {error.sentence}")
-            return before
-        queue = {}
+        note(f"warning: {error.sentence}")
+        return None
     return {run.name: queue.get(run.name) for run in runs if run.name in queue or run.is_held()}
 
 

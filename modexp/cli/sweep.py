@@ -266,8 +266,9 @@ def execute(study: Path, runs: Sequence[RunDir], config: Any) -> None:
         def on_stop(launcher: Launcher) -> None:
             watch.say(f"stopping: {len(launcher.active)} runs save their state; another Ctrl-C kills them")
 
-        # a scheduler's or a person's kill is a Ctrl-C: what runs is asked to save its state
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # a scheduler's or a person's kill, or a terminal that closes, is a Ctrl-C: what runs is asked to save its state
+        told = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]  # nohup ignores
+        before = {number: signal.signal(number, signal.default_int_handler) for number in told}
         try:
             launcher.run(on_end, on_wait, on_stop)
         except KeyboardInterrupt:
@@ -275,7 +276,8 @@ def execute(study: Path, runs: Sequence[RunDir], config: Any) -> None:
             how = killed if launcher.killed else "its runs are saved"
             raise Interrupted("the study was stopped", f"{how}; the same command goes on") from None
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def conclude(study: Study) -> None:

@@ -9,6 +9,7 @@ from modexp.config.base import one_of, refuse_unread, require
 from modexp.config.routing import LayersConfig, MoDConfig
 
 EXPERT_ROUTINGS = ("expert_choice", "token_choice")
+LEAST = 1e-9  # share of the tokens that a ledger can count
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,10 @@ class StagedConfig(MoDConfig):
         return tuple(place for i in self.routed_layers() for place in (f"layer{i}", f"layer{i}.experts"))
 
     def realised(self, capacities: list[float]) -> LayersConfig:
-        depth, experts = capacities[0::2], capacities[1::2]
-        through = replace(self, capacity=[min(1.0, max(share, 1e-9)) for share in depth])
-        return replace(through, expert_capacity=max(sum(experts) / len(experts), 1e-9) * self.experts)
+        depth = [min(1.0, max(share, LEAST)) for share in capacities[0::2]]
+        # one capacity for all blocks, of as much work as theirs: experts see the tokens that go through their block
+        taken = sum(d * share for d, share in zip(depth, capacities[1::2], strict=True)) / sum(depth)
+        return replace(self, capacity=depth, expert_capacity=max(taken, LEAST) * self.experts)
 
 
 ExpertsConfig = MoEConfig | StagedConfig

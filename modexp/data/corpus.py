@@ -18,7 +18,7 @@ import numpy as np
 
 from modexp.config.data import DataConfig
 from modexp.data import bpe, order
-from modexp.data.shards import SPLITS, Split, Store, locked, unwritable
+from modexp.data.shards import SPLITS, Split, Store, locked, writing
 from modexp.data.sources import Source, describe, make_source
 from modexp.data.tokenise import tokenise
 from modexp.data.tokenizers import FILE, HFTokenizer, Tokenizer, check_vocabulary, identity_of, make_tokenizer
@@ -32,13 +32,14 @@ Report = Callable[[str], None]
 class Corpus:
     """Opened by :func:`prepare` or :func:`open_corpus`."""
 
-    def __init__(self, config: DataConfig, store: Store) -> None:
+    def __init__(self, config: DataConfig, store: Store, validation_tokens: int) -> None:
+        self.bytes_per_token = store.bytes_per_token
         self.sequence_length = config.sequence_length
         self._tokenizer = store.folder / FILE if config.tokenizer == "bpe" else None
         self._block = order.block_sequences(config.sequence_length)
         self._splits = store.splits
         self._readers = {name: store.reader(name) for name in SPLITS}
-        self.manifest = manifest(config, store)
+        self.manifest = manifest(config, store, validation_tokens)
 
     def _sequences(self, split: str) -> int:
         return max(0, self._splits[split].tokens - 1) // self.sequence_length
@@ -81,8 +82,9 @@ class Corpus:
         return self._readers["validation"].gather(starts, self.sequence_length + 1)
 
     def keep_tokenizer(self, folder: Path) -> None:
-        """Copy a tokenizer that was trained on this text into ``folder``, whose weights mean nothing without it."""
-        if self._tokenizer:
+        """Copy a tokenizer that was trained on this text into ``folder``, whose weights mean nothing without it, unless
+        it is there."""
+        if self._tokenizer and not (folder / FILE).exists():
             write_bytes(folder / FILE, self._tokenizer.read_bytes())
 
 
@@ -117,14 +119,12 @@ def prepare(
         for name in store.drop_damaged(checksum=True):
             report(f"{folder / name} is damaged: making it again")
         store.facts = source.facts
-        try:
+        with writing(folder):
             store.save()
             needs = needed_tokens(config, train_tokens, validation_tokens)
             tokenise(store, config, source, tokenizer, needs, report)
-        except OSError as error:
-            raise unwritable(folder, error) from None
     check_size(config, store)
-    return Corpus(config, store)
+    return Corpus(config, store, validation_tokens)
 
 
 def open_corpus(
@@ -145,7 +145,7 @@ def open_corpus(
         if all(split.exhausted or split.tokens >= needs[name] for name, split in store.splits.items()):
             check_vocabulary(config, store.vocabulary)
             check_size(config, store)
-            return Corpus(config, store)
+            return Corpus(config, store, validation_tokens)
     return prepare(config, train_tokens, validation_tokens, report, expected=content_hash)
 
 
@@ -164,13 +164,11 @@ def trained(config: DataConfig, source: Source, report: Report, expected: str | 
                 if hash_of(config, source, tokenizer.identity) == known:
                     return tokenizer
         report(f"training a BPE of {config.vocab_size:,} tokens on the training text")
-        try:
+        with writing(recipe):
             content = bpe.train(config, source, scratch=recipe).encode()
             content_hash = hash_of(config, source, identity_of(content))
             write_bytes(cache_root(config) / content_hash / FILE, content)
             write_text(pointer, f"{content_hash}\n")
-        except OSError as error:
-            raise unwritable(recipe, error) from None
     return HFTokenizer(str(cache_root(config) / content_hash / FILE))
 
 
@@ -222,8 +220,9 @@ def check_size(config: DataConfig, store: Store) -> None:
         raise UserError(sentence, cure)
 
 
-def manifest(config: DataConfig, store: Store) -> dict[str, Any]:
-    """What the corpus is and holds; ``exhausted`` says that ``train_tokens`` are all there are."""
+def manifest(config: DataConfig, store: Store, validation_tokens: int) -> dict[str, Any]:
+    """What the corpus is and holds; ``exhausted`` says that ``train_tokens`` are all there are. Bytes a token are of
+    the first ``validation_tokens`` of each split, whatever else is there: a cache grows by what others ask for."""
     train, validation = (store.splits[name] for name in SPLITS)
     return {
         "kind": config.kind,
@@ -235,8 +234,7 @@ def manifest(config: DataConfig, store: Store) -> dict[str, Any]:
         "train_tokens": train.tokens,
         "validation_tokens": validation.tokens,
         "exhausted": train.exhausted,
-        "train_bytes_per_token": train.bytes_per_token,
-        "validation_bytes_per_token": validation.bytes_per_token,
+        **{f"{name}_bytes_per_token": store.bytes_per_token(name, validation_tokens) for name in SPLITS},
         "tokenizer": config.tokenizer,
         "content_hash": store.folder.name,
     }

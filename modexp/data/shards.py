@@ -1,27 +1,27 @@
 """Token shards on disk: raw little-endian arrays, and one index.json that says what they hold.
 
-A shard is written once, whole, before the index names it, and never changed: readers need no lock, and a
-process that is killed leaves a shorter store, never a broken one. Stores grow by more shards.
+A shard is written whole before the index names it, and not changed while it is whole: readers need no lock, and a
+process that is killed leaves a shorter store, never a broken one. Stores grow by more shards. Beside each lies how many
+tokens and bytes each of its documents has.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from modexp.errors import UserError
-from modexp.files import write_bytes, write_json
+from modexp.files import Unwritable, exclusive, unwritable, write_bytes, write_json
 
 SHARD_TOKENS = 2**24
+LENGTH = "<u8"  # of a document
 SPLITS = ("train", "validation")
 
 
@@ -31,6 +31,7 @@ class Shard:
     tokens: int
     crc32: int
     documents: int
+    documents_crc32: int  # of the file of their lengths
     bytes: int  # of the documents, without separators
     left_out: dict[str, int]
     position: int  # number of the source's document after this shard's last
@@ -58,11 +59,6 @@ class Split:
     @property
     def bytes(self) -> int:
         return sum(shard.bytes for shard in self.shards)
-
-    @property
-    def bytes_per_token(self) -> float:
-        """Of text, over tokens with separators: nats a token over this and ln 2 are bits a byte."""
-        return self.bytes / max(1, self.tokens)
 
 
 @dataclass
@@ -101,23 +97,51 @@ class Store:
         self,
         split: str,
         tokens: np.ndarray,
-        documents: int,
-        num_bytes: int,
+        lengths: np.ndarray,
         left_out: Counter[str],
         position: int,
     ) -> None:
-        """Write one more shard, then name it in the index."""
+        """Write one more shard, then name it in the index. ``lengths`` (documents, 2): tokens, separators among them,
+        and bytes of each document."""
         shards = self.splits[split].shards
         content = tokens.astype(self.dtype, copy=False).data  # no copy: a shard is large
         name = f"{split}-{len(shards):05d}.bin"
         write_bytes(self.folder / name, content)
-        shards.append(Shard(name, len(tokens), zlib.crc32(content), documents, num_bytes, dict(left_out), position))
+        of_documents = lengths.astype(LENGTH).tobytes()
+        write_bytes(lengths_of(self.folder / name), of_documents)
+        shards.append(
+            Shard(
+                file=name,
+                tokens=len(tokens),
+                crc32=zlib.crc32(content),
+                documents=len(lengths),
+                documents_crc32=zlib.crc32(of_documents),
+                bytes=int(lengths[:, 1].sum()),
+                left_out=dict(left_out),
+                position=position,
+            )
+        )
         self.save()
+
+    def bytes_per_token(self, split: str, tokens: int) -> float:
+        """Bytes of text over tokens, separators among them, of the first ``tokens``, or of all, where there are fewer;
+        a document that ends later counts in proportion. Nats a token over this and ln 2 are bits a byte."""
+        left, found = tokens, 0.0
+        for shard in self.splits[split].shards:
+            if shard.tokens <= left:
+                found, left = found + shard.bytes, left - shard.tokens
+                continue
+            lengths = np.fromfile(lengths_of(self.folder / shard.file), LENGTH).reshape(-1, 2)
+            before = lengths[:, 0].cumsum() - lengths[:, 0]
+            found += float((lengths[:, 1] * ((left - before) / lengths[:, 0]).clip(0, 1)).sum())
+            left = 0
+            break
+        return found / max(1, tokens - left)
 
     def drop_damaged(self, checksum: bool) -> list[str]:
         """Forget every shard from the first damaged one of each split on; the damaged ones' names.
 
-        Sizes are always compared, contents only where ``checksum`` asks for it.
+        Sizes are always compared, tokens only where ``checksum`` asks for it.
         """
         damaged = []
         for split in self.splits.values():
@@ -132,6 +156,8 @@ class Store:
         path = self.folder / shard.file
         try:
             if path.stat().st_size != shard.tokens * self.dtype.itemsize:
+                return False
+            if zlib.crc32(lengths_of(path).read_bytes()) != shard.documents_crc32:
                 return False
             return not checksum or zlib.crc32(np.memmap(path, np.uint8, mode="r").data) == shard.crc32
         except OSError:
@@ -162,25 +188,28 @@ class Reader:
         return tokens
 
 
+def lengths_of(shard: Path) -> Path:
+    """The file with the lengths of a shard's documents."""
+    return shard.with_suffix(".documents")
+
+
 @contextmanager
 def locked(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
     """Only one process at a time adds to the store in ``folder``, which is made where it is missing."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    except OSError as error:
-        raise unwritable(folder, error) from None
-    with lock:  # closing the file, or dying, gives the lock back
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report("another process is preparing the same data: waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with ExitStack() as stack:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            waiting = "another process is preparing the same data: waiting for it"
+            stack.enter_context(exclusive(folder / "lock", lambda: report(waiting)))
         yield
 
 
-def unwritable(folder: Path, error: OSError) -> UserError:
-    return UserError(
-        f"the token cache {folder} cannot be written: {error.strerror}",
-        "choose another place: data.cache_dir=DIR or MODEXP_CACHE=DIR",
-    )
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """What cannot be written here is the token cache, and is told so."""
+    try:
+        yield
+    except (OSError, Unwritable) as failed:
+        error = failed.error if isinstance(failed, Unwritable) else failed
+        cure = "choose another place: data.cache_dir=DIR or MODEXP_CACHE=DIR"
+        raise unwritable(folder, error, "the token cache ", cure) from None

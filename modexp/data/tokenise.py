@@ -37,7 +37,8 @@ class Writer:
 
     def _reset(self) -> None:
         self._tokens: list[np.ndarray] = []
-        self._num_tokens = self._documents = self._bytes = 0
+        self._lengths: list[tuple[int, int]] = []  # tokens and bytes of each document
+        self._num_tokens = 0
         self._left_out: Counter[str] = Counter()
 
     @property
@@ -62,11 +63,10 @@ class Writer:
     def _encode(self) -> None:
         if not self._waiting:
             return
-        tokens = np.concatenate(self.tokenizer.encode(self._waiting)).astype(self.store.dtype, copy=False)
-        self._tokens.append(tokens)
-        self._num_tokens += len(tokens)
-        self._documents += len(self._waiting)
-        self._bytes += self._waiting_bytes
+        documents = self.tokenizer.encode(self._waiting)
+        self._lengths += ((len(tokens), len(text)) for tokens, text in zip(documents, self._waiting, strict=True))
+        self._tokens.append(np.concatenate(documents).astype(self.store.dtype, copy=False))
+        self._num_tokens += len(self._tokens[-1])
         self._waiting, self._waiting_bytes = [], 0
 
     def flush(self) -> None:
@@ -74,7 +74,7 @@ class Writer:
         self._encode()
         if self._tokens:
             tokens = np.concatenate(self._tokens)
-            self.store.append(self.split, tokens, self._documents, self._bytes, self._left_out, self.position)
+            self.store.append(self.split, tokens, np.array(self._lengths), self._left_out, self.position)
         elif self.store.splits[self.split].shards:  # only documents left out came after the last shard
             last = self.store.splits[self.split].shards[-1]
             last.left_out = dict(Counter(last.left_out) + self._left_out)

@@ -62,14 +62,14 @@ def packed(rows: Tensor | slice, filled: Tensor, used: Tensor) -> Packed:
 
 def one_each(rows: Tensor | slice, used: Tensor) -> Packed:
     """As :func:`packed` for one token in each of ``rows``, in fewer calls: of few rows, they are what a step costs."""
-    before = used[rows]
-    shortest, longest = torch.stack(before.aminmax()).tolist()
-    filled = torch.ones(len(before), 1, dtype=torch.bool, device=used.device)
+    places = used[rows]
+    shortest, longest = torch.stack(places.aminmax()).tolist()
+    filled = torch.ones(len(places), 1, dtype=torch.bool, device=used.device)
     visible = None
     if shortest < longest:
-        visible = (torch.arange(longest + 1, device=used.device) <= before[:, None])[:, None, None]
-    target = (torch.arange(len(used), device=used.device) if isinstance(rows, slice) else rows, before)
-    return Packed(rows, filled, before + 1, longest + 1, None, target, visible, not longest)
+        visible = (torch.arange(longest + 1, device=used.device) <= places[:, None])[:, None, None]
+    target = (torch.arange(len(used), device=used.device) if isinstance(rows, slice) else rows, places)
+    return Packed(rows, filled, places + 1, longest + 1, None, target, visible, not longest)
 
 
 def in_every_row(filled: Tensor, used: Tensor, room: int) -> Packed:

@@ -19,7 +19,8 @@ from modexp.config.model import CHUNK_LOGITS, EVAL_LOGITS
 
 
 def head_loss(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats a token of the logits x W^T: x (B, T, D), ``weight`` (V, D), ``targets`` (B, T)."""
+    """Mean cross-entropy in nats a token of the logits x W^T: x (B, T, D), ``weight`` (V, D), ``targets`` (B, T), all
+    in [0, V): none is left out."""
     x, targets = x.flatten(0, 1), targets.flatten()
     n = max(1, (CHUNK_LOGITS if torch.is_grad_enabled() else EVAL_LOGITS) // len(weight))
     if len(targets) <= n:

@@ -10,7 +10,7 @@ where a step of B sequences is ceil(B / micro-batch) passes. Memory is modexp/pl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,6 +163,7 @@ def predict(plan: RunPlan, config: Config, speed: Speed, branch: Branch | None =
     micro = trainer.micro_batch_given or micro_batch(
         model, data, plan.batch_size, plan.params_total, speed.free_bytes, precision, trainer.activation_checkpointing
     )
+    micro = min(micro, plan.batch_size)
     overhead, rate, eval_rate = speed.at(plan.arm, model.kind, books.forward() / plan.sequence_length)
     before, sequences_before = (branch.step, branch.sequences) if branch else (0, 0)
     passes = (plan.steps - before - 1) * math.ceil(plan.batch_size / micro) + math.ceil(plan.last_batch_size / micro)
@@ -173,11 +174,6 @@ def predict(plan: RunPlan, config: Config, speed: Speed, branch: Branch | None =
     evaluations = math.ceil(min(trainer.num_evals, plan.steps) * (1 - before / plan.steps))
     seconds = speed.start_seconds + training + evaluations * validation
     return Cost(seconds, memory, micro, memory <= speed.base_bytes + speed.free_bytes)
-
-
-def study_seconds(costs: Iterable[Cost]) -> float:
-    """Device time of a study: the sum over its runs."""
-    return sum(cost.seconds for cost in costs)
 
 
 def factor_for(hours: float, seconds_of: Callable[[float], float]) -> float:

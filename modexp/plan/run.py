@@ -167,10 +167,10 @@ def plan_run(config: Config, arm: str | None = None) -> RunPlan:
             "raise the budget or choose a smaller size",
         )
     warmup_steps, decay_steps = round(config.schedule.warmup * rule_steps), decay_of(config, steps)
-    if decay_steps and warmup_steps + decay_steps > steps:
+    if warmup_steps + decay_steps > steps:
         raise UserError(
             f"budget.rules_at={budget_text(rules_at)} asks for {warmup_steps} steps of warm-up, and budget.flops="
-            f"{budget_text(budget)} has {steps - decay_steps} before its decay",
+            f"{budget_text(budget)} has {steps - decay_steps}" + (" before its decay" if decay_steps else ""),
             "choose budgets nearer to each other, or a shorter schedule.warmup",
         )
     tokens = sequences * T

@@ -28,7 +28,7 @@ class Decoder:
 
     def __init__(self, model: Transformer, batch: int, length: int, static: bool | None = None) -> None:
         assert length <= model.rope.shape[1], "positions beyond the trained sequence length"
-        self.model = model
+        self.model, self.length = model, length
         self.blocks = cast("list[Block]", list(model.blocks))
         lay_out(model, batch)
         self.states = [block.new_state(batch, length) for block in self.blocks]
@@ -60,6 +60,7 @@ class Decoder:
         else:
             valid = torch.ones_like(tokens, dtype=torch.bool) if valid is None else valid
             arrived = packed(slice(None), valid, self.lengths)
+        assert arrived.longest <= self.length, "more tokens than the decoder was made for"
         fresh = Fresh(arrived, Rope(table).at(positions))
         x = self.model.embedding(tokens)  # (B, n, D)
         for block, state in zip(self.blocks, self.states, strict=True):

@@ -37,9 +37,12 @@ class Draws:
 
     def like(self, undecided: Tensor) -> Tensor:
         n = undecided.numel()
+        if n > DRAWS:
+            return self.decisions.repeat(-(-n // DRAWS))[:n].view(undecided.shape)
         if n not in self.batches:
-            batches = self.decisions[: DRAWS // n * n].view(-1, n)
-            self.batches[n] = batches, torch.zeros(1, dtype=torch.long, device=batches.device)
+            with torch.inference_mode(False):  # or what runs outside of it could not move them on
+                batches = self.decisions[: DRAWS // n * n].view(-1, n)
+                self.batches[n] = batches, torch.zeros(1, dtype=torch.long, device=batches.device)
         batches, place = self.batches[n]
         found = batches.index_select(0, place).view(undecided.shape)
         place.add_(1).remainder_(len(batches))

@@ -6,8 +6,8 @@ limit: this one is. B rows, c tokens of context, each row through a block or exp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import comb
+from dataclasses import dataclass, replace
+from math import exp, lgamma, log, log1p
 
 import torch
 
@@ -40,6 +40,8 @@ def step_seconds(model: ModelConfig, data: DataConfig, batch: int, context: floa
     """Expected least time of one step of ``batch`` rows that hold ``context`` tokens each."""
     _, width, _ = model.shape
     terms = [term for term in ledger(model, data).terms if term.is_matmul]
+    # a tied head has no parameters of its own, and reads the embedding's
+    terms = [replace(t, params=width * data.vocab_size) if t.name == "head" else t for t in terms]
     return sum(term.count * seconds(term, model, width, batch, context, machine) for term in terms)
 
 
@@ -64,5 +66,7 @@ EXPERTS = ("experts.in", "experts.gate", "experts.up", "experts.down", "experts.
 
 def rows(batch: int, share: float) -> list[tuple[int, float]]:
     """How many of ``batch`` rows take part, each with probability ``share``, and how likely that is."""
-    p = min(1.0, share)
-    return [(n, comb(batch, n) * p**n * (1 - p) ** (batch - n)) for n in range(batch + 1)]
+    if share >= 1:
+        return [(batch, 1.0)]
+    orders = [lgamma(batch + 1) - lgamma(n + 1) - lgamma(batch - n + 1) for n in range(batch + 1)]
+    return [(n, exp(orders[n] + n * log(share) + (batch - n) * log1p(-share))) for n in range(batch + 1)]

@@ -5,7 +5,6 @@ The log is the authority: a decision is written before its runs are, and what is
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from modexp.errors import UserError
-from modexp.files import write_text
+from modexp.files import exclusive, write_text
 from modexp.plan.grid import Arms, PlannedRun, StudyPlan, at_shape, joined
 from modexp.plan.ladder import Shape
 from modexp.plan.run import plan_run
@@ -83,8 +82,7 @@ def append(study: Path, known: Sequence[Decision], fresh: Sequence[Decision]) ->
     """``known`` and ``fresh``, written as one: a round is in the log whole or not at all. Where another sweep of the
     study was quicker, its log is what holds."""
     study.mkdir(parents=True, exist_ok=True)
-    with open(study / f".{FILE}.lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with exclusive(study / f".{FILE}.lock"):
         there = read(study)
         if there != list(known):
             return there

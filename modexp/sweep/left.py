@@ -43,7 +43,7 @@ def left_of(rows: Sequence[Record]) -> Left:
         flops_consumed=sum(consumed(row) for row in rows),
         flops_left=sum(row["flops_left"] for row in rest),
         seconds_spent=spent_on(rows)
-        + sum(row["tokens"] / row["tokens_per_s"] for row in rest if row.get("tokens_per_s")),
+        + sum(own_tokens(row) / row["tokens_per_s"] for row in rest if row.get("tokens_per_s")),
         seconds_left=sum(known) if len(known) == len(times) else None,
         longest=max(known, default=0.0),
     )
@@ -81,3 +81,7 @@ def planned(row: Record) -> float:
 
 def consumed(row: Record) -> float:
     return max(0, row["flops_consumed"] - row.get("flops_shared", 0))
+
+
+def own_tokens(row: Record) -> float:
+    return row["tokens"] * consumed(row) / row["flops_consumed"] if row["flops_consumed"] else 0.0

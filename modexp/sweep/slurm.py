@@ -10,21 +10,20 @@ NAME is the job's name, unique to the array, and its list is written before sbat
 
 from __future__ import annotations
 
-import fcntl
 import math
 import re
 import secrets
 import shlex
 import subprocess
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from modexp.claim import STALE
 from modexp.config.slurm import MINUTE, SlurmConfig
 from modexp.errors import UserError
-from modexp.files import write_text
+from modexp.files import exclusive, write_text
 from modexp.runs import RunDir
 from modexp.sweep.local import SHUTDOWN, trainer
 
@@ -126,6 +125,12 @@ trap 'stop TERM' TERM
 export OMP_NUM_THREADS={threads}
 export {shutdown}={seconds}
 {setup}code=130
+# the claim of a predecessor that died on another node counts for a minute: who starts within it would be refused
+if [ "$restarts" -gt 0 ] && ls "$run"/.claim-* >/dev/null 2>&1; then
+  say "its last job left a claim: looking whether anybody still trains it, in a minute"
+  sleep {stale} &
+  wait $!
+fi
 if [ -z "$asked" ]; then
   {trainer} "$run" &
   child=$!
@@ -174,6 +179,7 @@ def script(
         threads=asked.cpus // asked.processes,
         shutdown=SHUTDOWN,
         seconds=settings.signal_seconds,
+        stale=round(STALE),
         setup="".join(f"{line}\n" for line in settings.setup),
         trainer=shlex.join(trainer(asked.processes)),
     )
@@ -231,7 +237,8 @@ def submit(study: Path, runs: Sequence[RunDir], settings: SlurmConfig, threads: 
 
     One sweep at a time looks and submits, so that two at once queue nothing twice. UserError: sbatch refused.
     """
-    with submitting(study):
+    (study / FOLDER).mkdir(parents=True, exist_ok=True)
+    with exclusive(study / FOLDER / ".lock"):
         waiting = queued(study)
         left = [r for r in runs if r.name not in waiting and not r.is_held() and not r.result_path.exists()]
         trunks = {run.name: trunk_awaited(run) for run in left}
@@ -287,11 +294,3 @@ def remedy(said: str) -> str:
 def last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1].removeprefix("sbatch: error: ") if lines else "it gave no reason"
-
-
-@contextmanager
-def submitting(study: Path) -> Iterator[None]:
-    (study / FOLDER).mkdir(parents=True, exist_ok=True)
-    with open(study / FOLDER / ".lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

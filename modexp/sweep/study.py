@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from modexp.config.identity import first_difference, scientific
 from modexp.config.root import Config, typed
 from modexp.config.study import AdaptConfig, GridConfig, SweepConfig
 from modexp.errors import UserError
-from modexp.files import write_text
+from modexp.files import exclusive, write_text
 from modexp.plan.grid import Arms, StudyPlan, joined, plan_study
 from modexp.plan.guard import guard_runs
 from modexp.plan.trunk import plan_shared, with_branches
@@ -42,8 +41,7 @@ class Study:
         """Write study.yaml. What another sweep of the study wrote meanwhile is kept: its budgets join ours, and its
         precision must be ours."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".study.yaml.lock", "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with exclusive(self.path / ".study.yaml.lock"):
             there = load_study(self.path) if self.file.exists() else self
             if there.precision != self.precision:
                 raise UserError(

@@ -60,6 +60,7 @@ class Bench:
             precision,
             config.trainer.activation_checkpointing,
         )
+        self.micro = min(self.micro, subject.batch)
         self.other = self.micro // 2 or 2  # sequences of a second pass: two make a line
         self.stepper = Stepper(config, device, precision)
         T = config.data.sequence_length

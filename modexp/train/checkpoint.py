@@ -67,8 +67,9 @@ def save(
     keep: int,
     world: World = ALONE,
 ) -> Path:
-    """Write ``folder/step-N`` beside its place, rename it there, then drop all but the last ``keep``. Of several
-    processes all must ask, and the first one writes."""
+    """Write ``folder/step-N`` beside its place, rename it there, then drop all but the last ``keep`` up to it. Later
+    ones are dropped too: they were passed over as damaged. Of several processes all must ask, and the first one
+    writes."""
     final = folder / f"step-{state['step']:09d}"
     weights, moments = gathered(stored(model), world), gathered(optimizer_tensors(model, optimizer), world)
     if not world.leads:
@@ -89,7 +90,9 @@ def save(
     if final.exists():  # a resumed run saves at the same step again
         shutil.rmtree(final)
     os.replace(temporary, final)
-    for old in saved(folder)[:-keep]:
+    there = saved(folder)
+    end = there.index(final) + 1
+    for old in (*there[: max(0, end - keep)], *there[end:]):
         shutil.rmtree(old, ignore_errors=True)
     for leftover in folder.glob(".step-*"):  # of processes killed while they wrote
         shutil.rmtree(leftover, ignore_errors=True)

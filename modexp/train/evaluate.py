@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from statistics import mean
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,11 @@ class RoutingCounts(NamedTuple):
     taken: Tensor
     predicted: Tensor
     hits: Tensor
+
+    @property
+    def shares(self) -> Tensor:
+        """Of all tokens, that went through; 0 where there was none, as in the experts of a block that all bypass."""
+        return self.taken / self.slots.clamp(min=1)
 
 
 def count(output: Output) -> RoutingCounts:
@@ -91,11 +97,11 @@ def evaluate(
         loss, counts = run_pass(model, batches, device, precision, causal=True, world=world)
         row |= {"val/loss": loss, "val/bits_per_byte": loss / math.log(2) / bytes_per_token}
         if counts is not None:
-            shares = counts.taken / counts.slots
-            row["val/capacity"] = shares.mean().item()
             assert isinstance(config, LayersConfig)
-            places = zip(config.routing_places(), shares.tolist(), strict=True)
-            row |= {f"val/capacity.{place}": share for place, share in places}
+            shares = dict(zip(config.routing_places(), counts.shares.tolist(), strict=True))
+            of_blocks = [share for place, share in shares.items() if not place.endswith(".experts")] or shares.values()
+            row["val/capacity"] = mean(of_blocks)
+            row |= {f"val/capacity.{place}": share for place, share in shares.items()}
     if config.sees_future:
         row["val/loss_topk"], counts = run_pass(model, batches, device, precision, causal=False, world=world)
         if counts is not None and config.predicts:

@@ -112,11 +112,16 @@ def least_seconds(call: Callable[[], object], device: torch.device) -> float:
 
 def memory_free(device: torch.device) -> int:
     """Bytes a run may take: of a GPU what is free; of the machine as large a share as its threads are of the cores, so
-    that runs side by side do not each count on the same bytes."""
+    that runs side by side do not each count on the same bytes; and no more than what Slurm gave its job."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return round(total * min(1.0, torch.get_num_threads() / (os.cpu_count() or 1)))
+    share = round(total * min(1.0, torch.get_num_threads() / (os.cpu_count() or 1)))
+    given = os.environ.get("SLURM_MEM_PER_NODE", "")  # MiB; unset where a job has no limit, 0 where it has the node
+    if not given.isdigit() or not int(given):
+        return share
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(share, max(0, int(given) * 2**20 // processes - resident("VmRSS")))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -86,6 +86,7 @@ class Training:
         check_config(run, self.config)
         self.promise = run.plan()
         self.plan: dict[str, Any] = self.promise["plan"]
+        self.share = -(-self.plan["batch_size"] // world.size)  # of a step's sequences, that a process has at most
         self.precision: str = self.promise["precision"]
         self.text: dict[str, Any] = self.promise["data"]  # as planned: a cache may have grown since
         trainer = self.config.trainer
@@ -107,6 +108,7 @@ class Training:
         self.state = self.resume()
         self.seconds_before = self.state.wall_seconds  # of the attempts before this one
         self.state.micro = trainer.micro_batch_given or self.state.micro or self.fitting_micro_batch()
+        self.state.micro = min(self.state.micro, self.share)
         self.loss_sum = torch.tensor(self.state.loss_sum, device=self.device)
         self.limit = matmul_limit(self.device, self.precision) * world.size
         steps, evals = self.plan["steps"], trainer.num_evals
@@ -138,9 +140,9 @@ class Training:
         return State()
 
     def fitting_micro_batch(self) -> int:
-        share, params = -(-self.plan["batch_size"] // self.world.size), self.plan["params_total"]
-        free, again = memory_free(self.device), self.config.trainer.activation_checkpointing
-        micro = micro_batch(self.config.model, self.config.data, share, params, free, self.precision, again)
+        params, free = self.plan["params_total"], memory_free(self.device)
+        again = self.config.trainer.activation_checkpointing
+        micro = micro_batch(self.config.model, self.config.data, self.share, params, free, self.precision, again)
         return -int(self.world.most(-micro)[0])  # what the fullest device holds
 
     def to_the_end(self) -> dict[str, Any]:
@@ -190,12 +192,14 @@ class Training:
                 if due or not runs_ahead(self.device) or state.step in self.branch_steps:
                     rows.settle(self.evaluate if due else None)
                 if state.step in self.branch_steps:
+                    rows.count()
                     self.save_branch()
                 finished, minutes = state.step == plan["steps"], (time.monotonic() - last_saved) / 60
                 # a signal to one process is one to all, and so is a look at its clock
                 asked, late = self.world.most(self.stop.signal, minutes > trainer.checkpoint_minutes)
                 if finished or asked or late:
                     rows.settle()
+                    rows.count()
                     if self.world.leads:
                         os.fsync(metrics.fileno())
                     self.save()

@@ -8,6 +8,7 @@ from typing import Any
 
 from modexp.config.root import Config, to_tree
 from modexp.config.routing import LayersConfig
+from modexp.errors import RunFailed
 from modexp.kinds import ledger, realised_forward
 from modexp.runs import RunDir
 from modexp.train.provenance import provenance
@@ -36,6 +37,11 @@ def outcome(
     again = ledger(config.model, config.data).recomputed() if config.trainer.activation_checkpointing else 0
     rows = run.metrics()
     last = rows[-1] if rows and not diverged else {}
+    if not diverged and last.get("step") != consumed.step:
+        raise RunFailed(
+            f"{run.metrics_path} lacks the row of step {consumed.step}, which has the final loss",
+            f"remove the last checkpoint in {run.checkpoints}: the run goes on from the one before it",
+        )
     result = {
         "status": "diverged" if diverged else "done",
         "error": diverged,

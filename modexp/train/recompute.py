@@ -17,8 +17,10 @@ from torch.utils.checkpoint import checkpoint
 def recompute(block: nn.Module) -> None:
     """From now on, while training. A block with running averages is computed again from what they were, and does not
     move them twice."""
-    plain, averages = block.forward, averages_of(block)
-    more: dict[str, Any] = {"context_fn": lambda: (nullcontext(), going_back(averages))} if averages else {}
+    plain = block.forward
+    # looked up in each pass: a block that moves to a device gets other buffers
+    back = {"context_fn": lambda: (nullcontext(), going_back(averages_of(block)))}
+    more: dict[str, Any] = back if averages_of(block) else {}
 
     def forward(*inputs: Any) -> Any:
         if block.training and torch.is_grad_enabled():

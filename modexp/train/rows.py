@@ -67,7 +67,18 @@ class Rows:
 
     def begin(self, sequences: int) -> None:
         """Training goes on from here, with ``sequences`` done: the time until now was something else's."""
-        self.last, self.sequences = Moment(torch.zeros(1, device=self.device)), sequences
+        self.last, self.sequences = self.now(), sequences
+        self.counted = self.last  # the seconds up to here are consumed
+
+    def now(self) -> Moment:
+        return Moment(torch.zeros(1, device=self.device))
+
+    def count(self) -> None:
+        """Add the seconds since the last row, which a state that is about to be saved has consumed. Waits."""
+        now = self.now()
+        now.read()
+        self.consumed.train_seconds += now.since(self.counted)
+        self.counted = now
 
     def mark(self, lr: float, steps: int, loss_sum: Tensor, norm: Tensor) -> None:
         """A row is due of the step on its way, the last one consumed; ``loss_sum`` is of the ``steps`` since the last
@@ -90,7 +101,7 @@ class Rows:
         loss_sum, norm = moment.read()
         loss = loss_sum / steps
         seconds = moment.since(self.last)
-        self.consumed.train_seconds += seconds
+        self.consumed.train_seconds += moment.since(self.counted)
         rate = (sequences - self.sequences) * self.plan["sequence_length"] / seconds
         flops_per_token = self.plan["training_flops_per_sequence"] / self.plan["sequence_length"]
         row |= {
@@ -100,7 +111,7 @@ class Rows:
             "perf/tokens_per_s": rate,
             "perf/mfu": rate * flops_per_token / self.limit,
         }
-        self.last, self.sequences = moment, sequences
+        self.last, self.counted, self.sequences = moment, moment, sequences
         if evaluate is not None and math.isfinite(loss):
             row |= evaluate()
             self.begin(sequences)

@@ -10,14 +10,16 @@ from typing import Any
 
 @dataclass
 class Stop:
-    """Set by SIGINT, SIGTERM and SIGUSR1 (a scheduler's warning); looked at between steps."""
+    """Set by SIGINT, SIGTERM, SIGHUP (a terminal that closes) and SIGUSR1 (a scheduler's warning); looked at between
+    steps."""
 
     signal: int = 0
     previous: dict[int, Any] = field(default_factory=dict)
 
     def __enter__(self) -> Stop:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            self.previous[number] = signal.signal(number, self.note)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup has it ignored
+                self.previous[number] = signal.signal(number, self.note)
         return self
 
     def note(self, number: int, frame: FrameType | None) -> None:

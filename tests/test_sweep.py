@@ -65,7 +65,7 @@ def test_a_study_from_nothing_to_figures(modexp_cli: Cli, capsys: Captured, tmp_
     captured = capsys.readouterr()
     assert "6 runs will take about" in captured.err
     assert captured.err.index("will take about") < captured.err.index("[1/6]")
-    assert "add sizes" in captured.out or "sizes" in captured.out, "three sizes fit no parabola, and it says so"
+    assert "a fit needs 5 distinct sizes, got 3" in captured.out
     folder = tmp_path / "runs/small"
     rows = records(folder)
     assert [row["status"] for row in rows] == ["done"] * 6

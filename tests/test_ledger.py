@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from modexp.config.data import DataConfig
-from modexp.config.experts import EXPERT_ROUTINGS
+from modexp.config.experts import EXPERT_ROUTINGS, StagedConfig
 from modexp.config.model import BaselineConfig, ModelConfig
 from modexp.config.routing import CAUSAL_RULES, GATES, MoDConfig
 from modexp.flops.transformer import dense_twin
@@ -139,6 +139,18 @@ def test_parameters_four_ways() -> None:
     block = 12 * 32 * 32 + 2 * 32
     routing = books.params_total - twin.params_total
     assert books.params_active == twin.params_total + routing - 2 * block * 3 // 4
+
+
+def test_realised_experts_work_as_much_as_the_tokens_that_reach_them() -> None:
+    """Experts of a block that most tokens bypass weigh little, however many of the rest they take."""
+    shape = {"n_layers": 4, "d_model": 32, "n_heads": 2, "mlp": "gelu", "mlp_ratio": 4.0, "experts": 2, "every": 2}
+    model, T = StagedConfig(**shape, capacity=0.5), 1000
+    for depth, shares in (([0.9, 0.1], [0.1, 0.9]), ([0.9, 0.1], [0.9, 0.1]), ([0.5, 0.0], [0.5, 0.0])):
+        capacities = [value for pair in zip(depth, shares, strict=True) for value in pair]
+        terms = ledger(model.realised(capacities), DataConfig(sequence_length=T)).terms
+        found = sum(term.count * term.forward for term in terms if term.name in ("experts.in", "experts.out"))
+        through = sum(2 * d * T * share for d, share in zip(depth, shares, strict=True))  # of two experts each
+        assert found == pytest.approx(through * 2 * (2 * 32 * 128), rel=0.02)
 
 
 def test_realised_forward_meets_the_plan_at_the_planned_capacity() -> None:

@@ -17,6 +17,7 @@ from modexp.models import stochastic
 from modexp.models.cache import KVCache, one_each, packed
 from modexp.models.routed import RoutedBlock
 from modexp.models.transformer import Fresh, Rope, Transformer
+from modexp.sampling import forced
 from modexp.sampling.decode import Decoder, in_bf16, padded
 from modexp.sampling.filters import Sampling
 from modexp.sampling.generate import generate
@@ -337,3 +338,16 @@ def test_a_decoder_refuses_more_tokens_than_it_was_made_for() -> None:
     decoder.extend(ids(2)[:, :8])
     with pytest.raises(AssertionError, match="more tokens than the decoder was made for"):
         decoder.extend(ids(2)[:, :1])
+
+
+def test_more_decisions_at_once_than_were_drawn_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forced, "DRAWS", 32)
+    draws = forced.Draws("block", 0.5, torch.device("cpu"))
+    draws.begin(0)
+    with torch.inference_mode():
+        first = [draws.like(torch.zeros(4, 4)) for _ in range(3)]
+        many = draws.like(torch.zeros(5, 16)).flatten()
+    assert torch.equal(torch.cat(first[:2]).flatten(), many[:32])
+    assert torch.equal(first[2], first[0])
+    assert torch.equal(many[32:64], many[:32])
+    assert torch.equal(draws.like(torch.zeros(4, 4)), first[1]), "outside of inference too"

@@ -20,6 +20,7 @@ from modexp.config.root import Config
 from modexp.plan.run import plan_run, resolve_shape
 from modexp.runs import RunDir, create
 from modexp.train import checkpoint
+from modexp.train.evaluate import evaluate
 from modexp.train.loop import Training, train
 from modexp.train.optimizer import is_predictor
 from modexp.train.schedule import lr_at
@@ -152,6 +153,21 @@ def test_loads_from_python(tmp_path: Path, tiny: list[str]) -> None:
     frame = modexp.load_study(study)
     assert frame.loc[0, "loss"] == result["loss"]
     assert frame.loc[0, "status"] == "done"
+
+
+def test_experts_of_a_block_that_all_bypass_took_nothing(
+    tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["model=mode_staged", "model.n_layers=4", "model.d_model=16", "model.n_heads=2", "optim.batch_size=4"]
+    run = planned(tmp_path / "r", [*tiny, *words, "budget=1e9"])
+    training = Training(run, Stop())
+    with torch.no_grad():
+        training.model.blocks[3].predictor.out.bias.fill_(-1e9)
+    found = evaluate(training.model, training.config.model, training.held_out, torch.device("cpu"), "fp32", 1.0)
+    assert found["val/capacity.layer3"] == found["val/capacity.layer3.experts"] == 0
+    assert found["val/capacity.layer1.experts"] > 0
+    assert found["val/capacity"] == found["val/capacity.layer1"] / 2, "of the blocks, not of their experts"
+    assert all(math.isfinite(value) for value in found.values())
 
 
 def test_cosine_ends_exactly_at_the_last_step() -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from modexp.files import Unwritable, exclusive, unwritable, write_bytes, write_json
 
 SHARD_TOKENS = 2**24
-LENGTH = "<u8"  # of a document
+LENGTH = "<i8"  # of a document
 SPLITS = ("train", "validation")
 
 

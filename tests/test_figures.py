@@ -209,6 +209,17 @@ def test_predictor_figure(tmp_path: Path) -> None:
         predictor.draw([late], tmp_path)
 
 
+def test_larger_budgets_are_darker_whatever_their_names() -> None:
+    runs = [
+        curves._read(run | {"run": f"{arm}-{name}", "arm": arm, "budget": budget}, "flops")
+        for run, arm in ((learning(20)[0], "mod"), (learning(20)[1], "baseline"))
+        for name, budget in (("14k-1.5e11", 1.5e11), ("23k-5e10", 5e10), ("5k-5e10", 5e10))
+    ]
+    shade = curves.shades_of(runs)
+    for arm in ("mod", "baseline"):
+        assert [shade[f"{arm}-{name}"] for name in ("23k-5e10", "5k-5e10", "14k-1.5e11")] == [0.0, 0.5, 1.0]
+
+
 def test_chosen_curves_have_steps_beside_them(tmp_path: Path) -> None:
     runs = learning(50)
     for run, flops, rate in zip(runs, (1e12, 2e12, 1e12), (2.0, 1.0, None), strict=True):

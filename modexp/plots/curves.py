@@ -131,8 +131,8 @@ class Line(Protocol):
 
 
 def shades_of(runs: Sequence[Line]) -> dict[str, float]:
-    """By run: larger budgets are darker, in all arms alike. Those of one arm and budget, to be told apart too, darken in
-    the order given."""
+    """By run: larger budgets are darker, in all arms alike. Those of one arm and budget, which have to be told apart,
+    darken in the order given."""
     before: Counter[tuple[str, float]] = Counter()
     places = {}
     for r in runs:

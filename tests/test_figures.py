@@ -138,6 +138,31 @@ def test_half_a_capacity_study(tmp_path: Path) -> None:
         capacity.draw(study(), tmp_path)
 
 
+def test_arms_that_differ_otherwise_have_lines_of_their_own(tmp_path: Path) -> None:
+    """Rules of one frequency, gates as only the settings tell; sizes and budgets are no difference."""
+    given = [r | {"causal": "predictor" if r["arm"] != "baseline" else None} for r in tuning()]
+    for r in list(given):
+        if r["arm"].endswith("_2"):
+            given.append(r | {"arm": r["arm"] + "_none", "run": r["run"] + "_none", "causal": "none"})
+    capacity.draw(given, tmp_path)
+    groups = {row["arm"]: row["group"] for row in read(tmp_path / "capacity.csv")}
+    assert groups["mod_0.125_1"] == groups["mod_0.5_1"] == "mod, every block"
+    assert groups["mod_0.125_2"] == groups["mod_0.5_2"] == "mod, every 2nd block, causal=predictor"
+    assert groups["mod_0.125_2_none"] == "mod, every 2nd block, causal=none"
+    for r in given:
+        size = {"model.d_model": r["params_total"], "optim.lr": 1 / r["params_total"], "budget.flops": r["budget"]}
+        gate = "tanh" if r["causal"] == "none" else "raw"
+        r["settings"] = {**size, "model.capacity": r.get("capacity"), "model.causal": "predictor", "model.gate": gate}
+    assert capacity.groups_of(given)["mod_0.5_2_none"] == "mod, every 2nd block, gate=tanh"
+    assert len(set(capacity.groups_of(given).values())) == 4
+
+
+def test_a_baseline_whose_best_run_is_drawn_is_dotted_and_said_so(tmp_path: Path) -> None:
+    given = [r for r in tuning() if not (r["arm"] == "baseline" and r["params_total"] > 3e8)]
+    drawn = capacity.draw(given, tmp_path)
+    assert drawn.note == "baseline: dotted where its best run stands in for an optimum (6e18)"
+
+
 def causal_study() -> list[dict[str, Any]]:
     given = []
     for arm, topk, cost in (("baseline", None, None), ("mod_none", 0.0, None), ("mod_predictor", 0.0, 0.01)):

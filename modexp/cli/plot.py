@@ -122,12 +122,15 @@ def unit_of(study: Path) -> str:
 def draw_records(study: Path, out: Path, name: str, axis: str, level: float) -> None:
     from modexp.analysis.points import is_guard
     from modexp.plots import capacity, frontier, sampling
+    from modexp.runs import RunDir
 
     rows = [row for row in study_records(study) if not is_guard(row)]
     look: dict[str, Any] = {"title": study.name, "unit": unit_of(study)}
     if name == "isoflop":
         draw_isoflop(study, rows, out, axis, level)
     elif name == "capacity":
+        for row in rows:  # arms may differ in any of them, and one line is of arms that differ in capacity alone
+            row["settings"] = RunDir(study / row["run"]).plan().get("settings")
         tell_drawn(capacity.draw(rows, out, **look))
     elif name == "sampling":
         tell_drawn(sampling.draw(rows, out, **look))

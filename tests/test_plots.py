@@ -196,6 +196,12 @@ def test_half_finished_study_says_what_is_missing(tmp_path: Path):
     assert float(best["relative_flops_per_token"]) == 1.0
 
 
+def test_runs_that_are_repeated_or_of_unknown_size_are_said_to_be(tmp_path: Path):
+    records = study()
+    records += [records[0] | {"run": "again"}, records[1] | {"run": "sizeless", "params_total": None}]
+    assert isoflop.draw(records, tmp_path).note == "20 of 22 runs (2 repeated or of unknown size)"
+
+
 def test_budget_without_a_baseline_run_is_absent_on_the_right_and_said_so(tmp_path: Path):
     records = [r for r in study() if not (r["arm"] == "baseline" and r["budget"] == 2e19)]
     drawn = isoflop.draw(records, tmp_path)

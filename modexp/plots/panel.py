@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from modexp.analysis.curve import MIN_SIZES
 from modexp.analysis.isoflop import StudyFit
 from modexp.analysis.points import AXES, Point, Record, reason_to_drop
 from modexp.errors import UserError
@@ -67,7 +68,7 @@ class Panel:
         else:
             self.axes.scatter(x, y, s=[areas[p.run] for p in mine], **stroke.disc(), zorder=3)
         fitted = self.fit.curve(arm, budget)
-        if fitted and fitted.parabola and fitted.num_sizes >= 5:
+        if fitted and fitted.parabola and fitted.num_sizes >= MIN_SIZES:
             parabola = fitted.parabola
             grid = np.geomspace(parabola.x_low, parabola.x_high, 100)
             self.axes.plot(grid / reference, [parabola.loss(v) for v in grid], **stroke.line(), zorder=2.5)
@@ -143,7 +144,9 @@ def states(records: Sequence[Record]) -> str:
 
 def missing(records: Sequence[Record], drawn: int) -> list[str]:
     """How many runs the figure lacks; nothing when it lacks none."""
-    return [f"{drawn} of {len(records)} runs ({states(records)})"] if drawn < len(records) else []
+    others = len(records) - drawn - sum(bool(reason_to_drop(r)) for r in records)
+    reasons = [states(records), f"{others} repeated or of unknown size" if others > 0 else ""]
+    return [f"{drawn} of {len(records)} runs ({', '.join(filter(None, reasons))})"] if drawn < len(records) else []
 
 
 def note_of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 import modexp
 from modexp.analysis.records import records
+from modexp.plots import style
 from modexp.train.loop import train
 from tests.test_figures import floats, read
 from tests.test_train import MOD, planned
@@ -100,6 +102,19 @@ def test_a_run_is_named_by_its_directory_too(micro: Path, modexp_cli: Cli, capsy
     assert {row["run"] for row in read(micro / "curves.csv")} == {"mod", "none"}
     assert modexp_cli("plot", "curves", "--run", "runs/macro/mod") == 2
     assert "there is no study runs/macro" in capsys.readouterr().err
+
+
+def test_the_baseline_looks_like_it_whichever_run_comes_first(
+    micro: Path, modexp_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(style, "save", lambda figure, stem: figures.append(figure) or [])
+    for names in (("mod", "baseline"), ("mod", "none")):
+        assert modexp_cli("plot", "curves", *(f"--run={name}" for name in names)) == 0
+        faces = [
+            line.get_markerfacecolor() for line in figures.pop().axes[0].lines if line.get_marker() in ("o", "s", "^")
+        ]
+        assert [face == "white" for face in faces] == [name == "baseline" for name in names]
 
 
 def test_metrics_give_the_accuracy_that_the_model_has(micro: Path, modexp_cli: Cli) -> None:

@@ -49,7 +49,8 @@ def test_frontier_is_relative_to_the_baselines_optimum(
     for row, record in zip(rows, given, strict=True):
         best = fit.curve("baseline", record["budget"]).optimum  # type: ignore[union-attr]
         assert best is not None
-        assert float(row["relative_flops_per_token"]) == record["flops_per_token"] / best.x
+        spent = record["flops_per_token_causal"] or record["flops_per_token"]
+        assert float(row["relative_flops_per_token"]) == spent / best.x
     axes = figures[0].axes[0]
     if sized:
         discs = [c for c in axes.collections if len(c.get_sizes())]
@@ -137,6 +138,31 @@ def test_half_a_capacity_study(tmp_path: Path) -> None:
         capacity.draw(study(), tmp_path)
 
 
+def test_arms_that_differ_otherwise_have_lines_of_their_own(tmp_path: Path) -> None:
+    """Rules of one frequency, gates as only the settings tell; sizes and budgets are no difference."""
+    given = [r | {"causal": "predictor" if r["arm"] != "baseline" else None} for r in tuning()]
+    for r in list(given):
+        if r["arm"].endswith("_2"):
+            given.append(r | {"arm": r["arm"] + "_none", "run": r["run"] + "_none", "causal": "none"})
+    capacity.draw(given, tmp_path)
+    groups = {row["arm"]: row["group"] for row in read(tmp_path / "capacity.csv")}
+    assert groups["mod_0.125_1"] == groups["mod_0.5_1"] == "mod, every block"
+    assert groups["mod_0.125_2"] == groups["mod_0.5_2"] == "mod, every 2nd block, causal=predictor"
+    assert groups["mod_0.125_2_none"] == "mod, every 2nd block, causal=none"
+    for r in given:
+        size = {"model.d_model": r["params_total"], "optim.lr": 1 / r["params_total"], "budget.flops": r["budget"]}
+        gate = "tanh" if r["causal"] == "none" else "raw"
+        r["settings"] = {**size, "model.capacity": r.get("capacity"), "model.causal": "predictor", "model.gate": gate}
+    assert capacity.groups_of(given)["mod_0.5_2_none"] == "mod, every 2nd block, gate=tanh"
+    assert len(set(capacity.groups_of(given).values())) == 4
+
+
+def test_a_baseline_whose_best_run_is_drawn_is_dotted_and_said_so(tmp_path: Path) -> None:
+    given = [r for r in tuning() if not (r["arm"] == "baseline" and r["params_total"] > 3e8)]
+    drawn = capacity.draw(given, tmp_path)
+    assert drawn.note == "baseline: dotted where its best run stands in for an optimum (6e18)"
+
+
 def causal_study() -> list[dict[str, Any]]:
     given = []
     for arm, topk, cost in (("baseline", None, None), ("mod_none", 0.0, None), ("mod_predictor", 0.0, 0.01)):
@@ -206,6 +232,17 @@ def test_predictor_figure(tmp_path: Path) -> None:
     assert "<!-- always skip (87.5%) -->" in texts(tmp_path / "predictor.svg")
     with pytest.raises(UserError, match="none of 1 runs has measured its predictor"):
         predictor.draw([late], tmp_path)
+
+
+def test_larger_budgets_are_darker_whatever_their_names() -> None:
+    runs = [
+        curves._read(run | {"run": f"{arm}-{name}", "arm": arm, "budget": budget}, "flops")
+        for run, arm in ((learning(20)[0], "mod"), (learning(20)[1], "baseline"))
+        for name, budget in (("14k-1.5e11", 1.5e11), ("23k-5e10", 5e10), ("5k-5e10", 5e10))
+    ]
+    shade = curves.shades_of(runs)
+    for arm in ("mod", "baseline"):
+        assert [shade[f"{arm}-{name}"] for name in ("23k-5e10", "5k-5e10", "14k-1.5e11")] == [0.0, 0.5, 1.0]
 
 
 def test_chosen_curves_have_steps_beside_them(tmp_path: Path) -> None:

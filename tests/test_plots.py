@@ -34,6 +34,7 @@ def study(budgets: tuple[float, ...] = (6e18, 2e19), arms: tuple[str, ...] = ("b
                         "seed": 0,
                         "params_total": float(x) * (1.4 if routed else 1.0),
                         "flops_per_token": 2 * float(x),
+                        "flops_per_token_causal": 2.2 * float(x) if routed else None,  # took more than planned
                         "loss": loss,
                         "loss_topk": loss - 0.01 if routed else None,
                         "status": "done",
@@ -124,7 +125,11 @@ def test_csv_holds_what_was_given_and_what_was_fitted(tmp_path: Path):
         reference = cost.curve("baseline", given["budget"])
         assert reference is not None
         assert reference.optimum is not None
-        assert float(row["relative_flops_per_token"]) == given["flops_per_token"] / reference.optimum.x
+        spent = given["flops_per_token_causal"] or given["flops_per_token"]
+        assert float(row["flops_per_token"]) == spent
+        assert float(row["relative_flops_per_token"]) == spent / reference.optimum.x
+        if given["loss_topk"] is not None:
+            assert float(row["flops_per_token_topk"]) == given["flops_per_token"], "a top-k takes what was planned"
     fits = read(tmp_path / "isoflop_fit.csv")
     size = fit_study(records)
     assert [r["axis"] for r in fits] == ["params"] * 4 + ["flops_per_token"] * 4
@@ -146,9 +151,9 @@ def test_panels_show_the_points_and_optima_of_the_csv(tmp_path: Path, monkeypatc
     points, fits = read(tmp_path / "isoflop.csv"), read(tmp_path / "isoflop_fit.csv")
     left, right = figures[0].axes[:2]
     base = {f["budget"]: float(f["x"]) for f in fits if (f["axis"], f["arm"]) == ("flops_per_token", "baseline")}
-    for axes, axis, column in (
-        (left, "params", "params_total"),
-        (right, "flops_per_token", "relative_flops_per_token"),
+    for axes, axis, column, column_topk in (
+        (left, "params", "params_total", "params_total"),
+        (right, "flops_per_token", "relative_flops_per_token", "relative_flops_topk"),
     ):
         mine = [f for f in fits if f["axis"] == axis]
         unit = {f["budget"]: 1.0 if axes is left else base[f["budget"]] for f in mine}
@@ -159,8 +164,8 @@ def test_panels_show_the_points_and_optima_of_the_csv(tmp_path: Path, monkeypatc
         causal = [line for line in axes.lines if line.get_marker() in "os" and line.get_alpha() is None]
         drawn = [pair for line in causal for pair in zip(xs(line), ys(line), strict=True)]
         assert drawn == [(float(p[column]), float(p["loss"])) for p in points]
-        faint = [loss for line in axes.lines if line.get_alpha() for loss in ys(line)]
-        assert faint == [float(p["loss_topk"]) for p in points if p["loss_topk"]]
+        faint = [pair for line in axes.lines if line.get_alpha() for pair in zip(xs(line), ys(line), strict=True)]
+        assert faint == [(float(p[column_topk]), float(p["loss_topk"])) for p in points if p["loss_topk"]]
 
 
 def xs(line: Any) -> list[float]:
@@ -189,6 +194,12 @@ def test_half_finished_study_says_what_is_missing(tmp_path: Path):
     assert len(points) == 15
     best = min((p for p in points if p["arm"] == "baseline" and float(p["budget"]) == 2e19), key=lambda p: p["loss"])
     assert float(best["relative_flops_per_token"]) == 1.0
+
+
+def test_runs_that_are_repeated_or_of_unknown_size_are_said_to_be(tmp_path: Path):
+    records = study()
+    records += [records[0] | {"run": "again"}, records[1] | {"run": "sizeless", "params_total": None}]
+    assert isoflop.draw(records, tmp_path).note == "20 of 22 runs (2 repeated or of unknown size)"
 
 
 def test_budget_without_a_baseline_run_is_absent_on_the_right_and_said_so(tmp_path: Path):

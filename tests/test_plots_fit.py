@@ -159,6 +159,27 @@ def test_residuals_are_losses_less_fits(tmp_path: Path, figures: list[Any]) -> N
     assert "left: without the curves that have no optimum: mod at 1e20" in drawing.note
 
 
+def test_residuals_hold_the_loss_that_was_moved(tmp_path: Path) -> None:
+    rows = [{**r, "flops_reread": r["flops_consumed"] * (r["params_total"] / 1e8) ** 0.05} for r in records()]
+    found = report(rows, resamples=0)
+    residuals.draw(found, rows, tmp_path)
+    table = read(tmp_path / "residuals.csv")
+    parabolas = {(c.arm, c.budget): c.parabola for c in found.fit.curves}
+    for row in table:
+        parabola = parabolas[row["arm"], float(row["budget"])]
+        assert parabola is not None
+        over = float(row["loss_moved"]) - parabola.loss(float(row["params_total"]))
+        assert float(row["parabola_residual"]) == pytest.approx(over)
+    assert any(row["loss"] != row["loss_moved"] for row in table)
+
+
+def test_notes_of_the_nearest_sizes_are_of_parabolas_and_akima(tmp_path: Path) -> None:
+    rows = records()
+    for figure in (fit, residuals, exponents):
+        note = figure.draw(report(rows, resamples=0, nearest=5), rows, tmp_path).note
+        assert note.startswith("parabolas and Akima: 30 of 42 runs (12 repeated or left out as asked); surfaces: 42")
+
+
 def test_what_a_parabola_cannot_follow_is_a_curve(tmp_path: Path, figures: list[Any]) -> None:
     """Without noise the curve through the residuals is flat on a narrow grid, and on a wide one leaves little over."""
     bend = {}

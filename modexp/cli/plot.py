@@ -122,12 +122,15 @@ def unit_of(study: Path) -> str:
 def draw_records(study: Path, out: Path, name: str, axis: str, level: float) -> None:
     from modexp.analysis.points import is_guard
     from modexp.plots import capacity, frontier, sampling
+    from modexp.runs import RunDir
 
     rows = [row for row in study_records(study) if not is_guard(row)]
     look: dict[str, Any] = {"title": study.name, "unit": unit_of(study)}
     if name == "isoflop":
         draw_isoflop(study, rows, out, axis, level)
     elif name == "capacity":
+        for row in rows:  # arms may differ in any of them, and one line is of arms that differ in capacity alone
+            row["settings"] = RunDir(study / row["run"]).plan().get("settings")
         tell_drawn(capacity.draw(rows, out, **look))
     elif name == "sampling":
         tell_drawn(sampling.draw(rows, out, **look))
@@ -149,6 +152,7 @@ MOST_CURVES = 200  # each has a line of the legend
 
 
 def draw_curves(study: Path, out: Path, x: str, names: Sequence[str] | None) -> None:
+    from modexp.analysis.points import baseline_of
     from modexp.plots import curves
 
     runs = []
@@ -165,7 +169,8 @@ def draw_curves(study: Path, out: Path, x: str, names: Sequence[str] | None) -> 
             row["flops_per_step"] = plan["training_flops_per_sequence"] * plan["batch_size"]
             row["steps_per_second"] = curves.steps_per_second(metrics, plan["sequence_length"] * plan["batch_size"])
         runs.append(row)
-    tell_drawn(curves.draw(runs, out, x, title=study.name, unit=unit_of(study)))
+    baseline = baseline_of([run.plan()["plan"] for run in chosen(study, None)])  # whichever runs are drawn
+    tell_drawn(curves.draw(runs, out, x, title=study.name, unit=unit_of(study), baseline=baseline))
 
 
 def draw_predictor(study: Path, out: Path, names: Sequence[str] | None) -> None:
@@ -241,7 +246,8 @@ def best_routed(study: Path) -> RunDir:
 
 
 def chosen(study: Path, names: Sequence[str] | None) -> list[RunDir]:
-    """The runs of these names, in their order; all of the study but its guard runs where none is given."""
+    """The runs of these names, in their order; where none is given all of the study but its guard runs, each arm's by
+    budget and size."""
     from modexp.runs import run_dirs
 
     runs = {run.name: run for run in run_dirs(study)}
@@ -256,11 +262,11 @@ def chosen(study: Path, names: Sequence[str] | None) -> list[RunDir]:
             raise UserError(
                 f"--run {name} is no run of {study.name}", f"did you mean {' or '.join(near)}?" if near else ""
             )
-    return (
-        [runs[name] for name in dict.fromkeys(names)]
-        if names
-        else [run for run in runs.values() if run.plan()["plan"].get("lr_scale", 1.0) == 1]
-    )
+    if names:
+        return [runs[name] for name in dict.fromkeys(names)]
+    plans = {name: run.plan()["plan"] for name, run in runs.items()}
+    order = sorted(plans, key=lambda name: [plans[name][key] for key in ("arm", "budget", "flops_per_token", "seed")])
+    return [runs[name] for name in order if plans[name].get("lr_scale", 1.0) == 1]
 
 
 def tell_drawn(drawn: Any) -> None:

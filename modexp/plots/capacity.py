@@ -1,9 +1,10 @@
-"""Loss against capacity, a line for each routing frequency (the tuning behind MoD paper, Fig. 3)."""
+"""Loss against capacity, a line for each routing frequency (the tuning behind MoD paper, Fig. 3), and for whatever else
+arms differ in."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from modexp.plots.panel import COST, missing, require_points
 from modexp.wording import budget_text
 
 WIDTH = 5.2  # inches
+# settings that are drawn, that the group names, or that size and budget bring with them
+TOLD = ("kind", "capacity", "every", "layers", "offset", "n_layers", "d_model", "n_heads")
+STANDS_IN = (0, (1, 1.5))  # dots of a baseline whose best run stands in for its optimum
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Best:
 
     arm: str
     budget: float
-    group: str  # kind and frequency, as the legend has them
+    group: str  # kind, frequency and what else differs, as the legend has them
     capacity: float | None  # mean over the routed blocks; None for a dense arm
     loss: float
     loss_low: float | None
@@ -52,7 +56,7 @@ def draw(
     baseline = baseline_of(records)
     groups = list(dict.fromkeys(b.group for b in best if b.capacity is not None))
     budgets = sorted({b.budget for b in best})
-    lines = [*missing(records, len(points)), *note_of(records, best, budgets)]
+    lines = [*missing(records, len(points)), *note_of(records, best, baseline)]
     note = style.wrapped(lines, WIDTH)
 
     with style.context():
@@ -67,14 +71,16 @@ def draw(
                 mine = [b for b in best if b.budget == budget and (b.group == group or b.arm == baseline == group)]
                 if mine:
                     stroke = style.stroke(names, baseline, group, shade)
-                    curves.append((group, stroke, sorted(mine, key=lambda b: b.capacity or 0.0)))
                     label = f"{budget_text(budget)}  {group}"
                     marker = None if group == baseline else stroke.marker
+                    if group == baseline and not mine[0].is_fitted:
+                        stroke = replace(stroke, linestyle=STANDS_IN)
+                    curves.append((group, stroke, sorted(mine, key=lambda b: b.capacity or 0.0)))
                     columns[i].append(Line2D([], [], **stroke.line(), marker=marker, label=label))
         columns = style.folded([c for c in columns if c], 3)
         columns += [key] if (key := key_of(best, level)) else []
         foot = style.footer_height(max(map(len, columns)), len(note.splitlines()))
-        figure = style.new_figure(WIDTH, 3.2 + foot)
+        figure = style.new_figure(max(WIDTH, style.legend_width(columns)), 3.2 + foot)
         grid = figure.add_gridspec(2, 1, height_ratios=[3.2, foot])
         axes = figure.add_subplot(grid[0])
         for group, stroke, mine in curves:
@@ -105,16 +111,16 @@ def draw(
 def found(records: Sequence[Record], points: Sequence[Point], level: float) -> list[Best]:
     """The best of each arm and budget that has a finished run."""
     fit = fit_study(records, COST, level)
-    of_arm = {str(r["arm"]): r for r in records}
+    of_arm, groups = {str(r["arm"]): r for r in records}, groups_of(records)
     best = []
     for curve in fit.curves:
         losses = [p.loss for p in points if (p.arm, p.budget) == (curve.arm, curve.budget)]
-        record = of_arm[curve.arm]
+        group, share = groups[curve.arm], share_of(of_arm[curve.arm])
         if curve.optimum:
             reached = (curve.optimum.loss, curve.optimum.loss_low, curve.optimum.loss_high)
-            best.append(Best(curve.arm, curve.budget, group_of(record), share_of(record), *reached))
+            best.append(Best(curve.arm, curve.budget, group, share, *reached))
         elif losses:
-            best.append(Best(curve.arm, curve.budget, group_of(record), share_of(record), min(losses), None, None))
+            best.append(Best(curve.arm, curve.budget, group, share, min(losses), None, None))
     return best
 
 
@@ -124,6 +130,25 @@ def share_of(record: Record) -> float | None:
     if isinstance(capacity, list | tuple):
         return sum(capacity) / len(capacity)
     return None if capacity is None else float(capacity)
+
+
+def groups_of(records: Sequence[Record]) -> dict[str, str]:
+    """The line of each arm: 'mod, every 2nd block', and what tells it from others of that kind and frequency besides
+    capacity, 'mod, every 2nd block, causal=none'."""
+    of_arm = {str(r["arm"]): r for r in records}
+    settings: dict[str, dict[str, set[str]]] = {arm: {} for arm in of_arm}
+    for r in records:
+        for key, value in (r.get("settings") or {"model.causal": r.get("causal")}).items():
+            settings[str(r["arm"])].setdefault(key.removeprefix("model."), set()).add(str(value))
+    moving = {key for mine in settings.values() for key, values in mine.items() if len(values) > 1}
+    groups = {}
+    for arm, record in of_arm.items():
+        group = group_of(record)
+        alike = [settings[other] for other, its in of_arm.items() if group_of(its) == group]
+        own = {key: values for key, values in settings[arm].items() if key not in moving and key not in TOLD}
+        apart = [f"{key}={min(own[key])}" for key in own if any(other.get(key) != own[key] for other in alike)]
+        groups[arm] = ", ".join([group, *apart])
+    return groups
 
 
 def group_of(record: Record) -> str:
@@ -137,10 +162,14 @@ def group_of(record: Record) -> str:
     return f"{record['kind']}, {ordinals.get(int(every or 0), f'every {every}th block')}"
 
 
-def note_of(records: Sequence[Record], best: Sequence[Best], budgets: Sequence[float]) -> list[str]:
-    """Arms without a finished run."""
-    absent = [arm for arm in arms_of(records) if arm not in {b.arm for b in best}]
-    return [f"no finished run: {', '.join(absent)}"] if absent else []
+def note_of(records: Sequence[Record], best: Sequence[Best], baseline: str) -> list[str]:
+    """Arms without a finished run, and a baseline without an optimum: its line has no mark that could be open."""
+    lines = []
+    if absent := [arm for arm in arms_of(records) if arm not in {b.arm for b in best}]:
+        lines.append(f"no finished run: {', '.join(absent)}")
+    if dotted := [budget_text(b.budget) for b in best if b.arm == baseline and b.capacity is None and not b.is_fitted]:
+        lines.append(f"{baseline}: dotted where its best run stands in for an optimum ({', '.join(dotted)})")
+    return lines
 
 
 def key_of(best: Sequence[Best], level: float) -> list[Any]:
@@ -176,6 +205,7 @@ def table(records: Sequence[Record], best: Sequence[Best], points: Sequence[Poin
             "kind": of_arm[b.arm].get("kind"),
             "capacity": b.capacity,
             "every": of_arm[b.arm].get("every"),
+            "group": b.group,
             "runs": sum((p.arm, p.budget) == (b.arm, b.budget) for p in points),
             "loss": b.loss,
             "loss_low": b.loss_low,

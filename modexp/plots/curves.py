@@ -4,10 +4,11 @@ chosen runs, the FLOPs of a step and the steps per second."""
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -62,11 +63,9 @@ def draw(
         )
         axes = figure.add_subplot(grid[0, 0])
         handles = []
-        strokes = {}
+        strokes, shade = {}, shades_of(curves)
         for number, curve in enumerate(curves, 1):
-            siblings = [c.run for c in curves if c.arm == curve.arm]
-            shade = style.shades(len(siblings))[siblings.index(curve.run)]
-            stroke = strokes[curve.run] = style.stroke(arms, baseline or arms[0], curve.arm, shade)
+            stroke = strokes[curve.run] = style.stroke(arms, baseline or arms[0], curve.arm, shade[curve.run])
             axes.plot(curve.x, curve.smooth, **stroke.line(), zorder=3)
             axes.plot(curve.val_x, curve.val_loss, **stroke.marks(), zorder=4)
             label = f"{f'#{number} ' if chosen else ''}{curve.run} ({curve.window}-step mean)"
@@ -118,6 +117,30 @@ def draw_bars(
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
     axes.set_xlabel(label)
+
+
+class Line(Protocol):
+    """A run that has a line of its own."""
+
+    @property
+    def run(self) -> str: ...
+    @property
+    def arm(self) -> str: ...
+    @property
+    def budget(self) -> float: ...
+
+
+def shades_of(runs: Sequence[Line]) -> dict[str, float]:
+    """By run: larger budgets are darker, in all arms alike. Those of one arm and budget, which have to be told apart,
+    darken in the order given."""
+    before: Counter[tuple[str, float]] = Counter()
+    places = {}
+    for r in runs:
+        places[r.run] = (r.budget, before[r.arm, r.budget])
+        before[r.arm, r.budget] += 1
+    steps = sorted(set(places.values()))
+    shade = dict(zip(steps, style.shades(len(steps)), strict=True))
+    return {run: shade[place] for run, place in places.items()}
 
 
 def plain(value: float) -> str:

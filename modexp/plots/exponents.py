@@ -32,7 +32,7 @@ def draw(
         raise UserError(f"no exponent to draw: {reasons or 'there are no runs'}", "sweep another budget")
     others = [o for o in fit.left_out if o.exponent is not None]
     groups = {arm: [r["method"] for r in rows if r["arm"] == arm] for arm in arms}
-    note = style.wrapped([*runs_note(fit, records), *note_of(report, rows)], WIDTH)
+    note = style.wrapped([*runs_note(fit, records, len(report.points)), *note_of(report, rows)], WIDTH)
     height = 0.45 + ROW * forest.height(groups)
 
     with style.context():

@@ -77,7 +77,9 @@ def draw(
     lines = [line_of(report, arm, curves) for arm in arms if any(c.arm == arm for c in curves)]
 
     low, high = size_range(curves, lines)
-    note = style.wrapped([*runs_note(fit, records), *note_of(report, curves, style.size_limits(low, high))], WIDTH)
+    note = style.wrapped(
+        [*runs_note(fit, records, len(report.points)), *note_of(report, curves, style.size_limits(low, high))], WIDTH
+    )
 
     with style.context():
         handles = [arm_handle(report, arm, arms) for arm in arms]

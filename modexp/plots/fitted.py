@@ -91,8 +91,11 @@ def curves_named(curves: Sequence[CurveFit]) -> str:
     )
 
 
-def runs_note(fit: StudyFit, records: Sequence[Record]) -> list[str]:
-    """How many runs the fit lacks, and why; nothing when it lacks none."""
+def runs_note(fit: StudyFit, records: Sequence[Record], of_surfaces: int | None = None) -> list[str]:
+    """How many runs the fit lacks, and why; nothing when it lacks none.
+
+    ``of_surfaces``: runs that loss surfaces are fitted to; more than the curves' where --nearest keeps a few of each.
+    """
     used = sum(len(curve.points) for curve in fit.curves)
     if used == len(records):
         return []
@@ -103,7 +106,10 @@ def runs_note(fit: StudyFit, records: Sequence[Record]) -> list[str]:
         f"{len(records) - len(own)} guard runs" if len(own) < len(records) else "",
         f"{asked} repeated or left out as asked" if asked else "",
     ]
-    return [f"{used} of {len(records)} runs ({', '.join(filter(None, reasons))})"]
+    line = f"{used} of {len(records)} runs ({', '.join(filter(None, reasons))})"
+    if of_surfaces is not None and of_surfaces > used:
+        line = f"parabolas and Akima: {line}; surfaces: {of_surfaces}"
+    return [line]
 
 
 def warnings_note(fit: StudyFit) -> list[str]:

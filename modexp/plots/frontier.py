@@ -73,7 +73,7 @@ def draw(
             for budget, shade in zip(budgets, style.shades(len(budgets)), strict=True):
                 if budget in flops:
                     areas = {run: scale * size for run, size in params.items()} if sized else None
-                    panel.curve(arm, budget, style.stroke(arms, baseline, arm, shade), {}, areas)
+                    panel.curve(arm, budget, style.stroke(arms, baseline, arm, shade), areas)
         panel.finish()
         axes.set_xlabel(label_x)
         axes.set_ylabel(f"held-out loss (nats per {unit})")

@@ -25,7 +25,7 @@ from modexp.plots.panel import (
     references_of,
     require_points,
     scale_of,
-    top_k_losses,
+    top_k_points,
 )
 from modexp.wording import budget_text
 
@@ -54,13 +54,13 @@ def draw(
 
     ``unit``: of which loss is nats; ``axis``: size on the left panel. UserError while no run is finished.
     """
-    points, _ = select(records, axis)
+    points, costs = select(records, axis)[0], select(records, COST)[0]
     require_points(points, records)
     size_fit, cost_fit = (fit_study(records, a, level) for a in (axis, COST))
     baseline = baseline_of(records)
     arms = baseline_first(records)
     budgets = sorted({p.budget for p in points})
-    references, borrowed = references_of(cost_fit, select(records, COST)[0], baseline)
+    references, borrowed = references_of(cost_fit, costs, baseline)
     scale, label_right = scale_of(references, budgets, baseline)
     lines = [*missing(records, len(points)), *note_of(size_fit, baseline, budgets, references, borrowed, "right: ")]
     note = style.wrapped(lines, 7.2)
@@ -68,7 +68,6 @@ def draw(
     with style.context():
         from matplotlib.lines import Line2D
 
-        top_k = top_k_losses(records)
         shades = dict(zip(budgets, style.shades(len(budgets)), strict=True))
         strokes = {
             (arm, budget): style.stroke(arms, baseline, arm, shades[budget])
@@ -84,6 +83,7 @@ def draw(
             ]
             for column in arms
         ]
+        top_k = top_k_points(records, axis)
         key = key_of(size_fit, any(p.run in top_k for p in points))
         columns = [c for c in [*style.folded(columns, len(key)), key] if c]
         foot = style.footer_height(max(map(len, columns)), len(note.splitlines()))
@@ -92,12 +92,12 @@ def draw(
         left = figure.add_subplot(grid[0, 0])
         right = figure.add_subplot(grid[0, 1], sharey=left)
         panels = (
-            Panel(left, size_fit, points, dict.fromkeys(budgets, 1.0)),
-            Panel(right, cost_fit, select(records, COST)[0], scale),
+            Panel(left, size_fit, points, dict.fromkeys(budgets, 1.0), top_k),
+            Panel(right, cost_fit, costs, scale, top_k_points(records, COST)),
         )
         for panel in panels:
             for (arm, budget), stroke in strokes.items():
-                panel.curve(arm, budget, stroke, top_k)
+                panel.curve(arm, budget, stroke)
             panel.finish()
         left.set_xlabel(AXES[axis].label)
         right.set_xlabel(label_right)
@@ -107,19 +107,24 @@ def draw(
             figure.suptitle(title)
         style.footer(figure.add_subplot(grid[1, :]), columns, note)
         paths = style.save(figure, out_dir / stem)
-    paths.append(style.save_csv(_point_rows(records, points, axis, references), out_dir / f"{stem}.csv"))
+    paths.append(style.save_csv(_point_rows(records, points, costs, axis, references), out_dir / f"{stem}.csv"))
     paths.append(style.save_csv(_fit_rows(size_fit, cost_fit), out_dir / f"{stem}_fit.csv"))
     return IsoflopFigure(paths, note, size_fit, cost_fit)
 
 
 def _point_rows(
-    records: Sequence[Record], points: Sequence[Point], axis: str, references: dict[float, float]
+    records: Sequence[Record],
+    points: Sequence[Point],
+    costs: Sequence[Point],
+    axis: str,
+    references: dict[float, float],
 ) -> list[dict[str, Any]]:
-    by_run = {str(r["run"]): r for r in records}
+    """One row a run, as drawn: its causal loss at the FLOPs that its router spent, its top-k loss at those planned."""
+    cost_of, top_k = {p.run: p.x for p in costs}, top_k_points(records, COST)
     rows = []
     for p in points:
-        record = by_run[p.run]
-        cost, reference = record.get(COST), references.get(p.budget)
+        cost, reference = cost_of.get(p.run), references.get(p.budget)
+        cost_topk, loss_topk = top_k.get(p.run, (None, None))
         rows.append(
             {
                 "run": p.run,
@@ -130,7 +135,9 @@ def _point_rows(
                 COST: cost,
                 "relative_flops_per_token": cost / reference if cost and reference else None,
                 "loss": p.loss,
-                "loss_topk": record.get("loss_topk"),
+                "flops_per_token_topk": cost_topk,
+                "relative_flops_topk": cost_topk / reference if cost_topk and reference else None,
+                "loss_topk": loss_topk,
             }
         )
     return rows

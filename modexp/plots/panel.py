@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from modexp.analysis.curve import MIN_SIZES
 from modexp.analysis.isoflop import StudyFit
-from modexp.analysis.points import Point, Record, reason_to_drop
+from modexp.analysis.points import AXES, Point, Record, reason_to_drop
 from modexp.errors import UserError
 from modexp.plots import style
 from modexp.wording import budget_text
@@ -29,10 +30,20 @@ STAR: dict[str, Any] = {
 
 
 class Panel:
-    """One pair of axes: points, parabolas and optima of a fit, sizes divided by ``references[budget]``."""
+    """One pair of axes: points, parabolas and optima of a fit, sizes divided by ``references[budget]``.
 
-    def __init__(self, axes: Axes, fit: StudyFit, points: Sequence[Point], references: dict[float, float]) -> None:
-        self.axes, self.fit, self.references = axes, fit, references
+    ``top_k``, (size, loss) by run, is drawn faintly.
+    """
+
+    def __init__(
+        self,
+        axes: Axes,
+        fit: StudyFit,
+        points: Sequence[Point],
+        references: dict[float, float],
+        top_k: Mapping[str, tuple[float, float]] | None = None,
+    ) -> None:
+        self.axes, self.fit, self.references, self.top_k = axes, fit, references, top_k or {}
         self.points = [p for p in points if p.budget in references]
         self.relative = any(reference != 1.0 for reference in references.values())
 
@@ -41,15 +52,14 @@ class Panel:
         arm: str,
         budget: float,
         stroke: style.Stroke,
-        top_k: Mapping[str, float],
         areas: Mapping[str, float] | None = None,
     ) -> None:
-        """Draw one arm at one budget. ``top_k``, by run: drawn faintly; ``areas``, by run: of markers, in pt²."""
+        """Draw one arm at one budget. ``areas``, by run: of markers, in pt²."""
         mine = [p for p in self.points if (p.arm, p.budget) == (arm, budget)]
         if not mine:
             return
         reference = self.references[budget]
-        faint = [(p.x / reference, top_k[p.run]) for p in mine if p.run in top_k]
+        faint = [(x / reference, loss) for x, loss in (self.top_k[p.run] for p in mine if p.run in self.top_k)]
         if faint:
             self.axes.plot(*zip(*faint, strict=True), **stroke.marks(), alpha=0.3, markersize=3, zorder=2)
         x, y = [p.x / reference for p in mine], [p.loss for p in mine]
@@ -58,7 +68,7 @@ class Panel:
         else:
             self.axes.scatter(x, y, s=[areas[p.run] for p in mine], **stroke.disc(), zorder=3)
         fitted = self.fit.curve(arm, budget)
-        if fitted and fitted.parabola and fitted.num_sizes >= 5:
+        if fitted and fitted.parabola and fitted.num_sizes >= MIN_SIZES:
             parabola = fitted.parabola
             grid = np.geomspace(parabola.x_low, parabola.x_high, 100)
             self.axes.plot(grid / reference, [parabola.loss(v) for v in grid], **stroke.line(), zorder=2.5)
@@ -76,7 +86,11 @@ class Panel:
             self.axes.plot(best.x / reference, best.loss, color=stroke.color, **STAR, zorder=5)
 
     def finish(self) -> None:
-        x = [p.x / self.references[p.budget] for p in self.points]
+        x = [
+            x / self.references[p.budget]
+            for p in self.points
+            for x in (p.x, *(self.top_k[p.run][:1] if p.run in self.top_k else ()))
+        ]
         if self.relative:
             style.ratio_axis(self.axes, min(x, default=1.0), max(x, default=1.0))
             self.axes.axvline(1.0, color=style.GREY, linewidth=0.8, zorder=1)
@@ -105,9 +119,11 @@ def scale_of(references: dict[float, float], budgets: Sequence[float], baseline:
     return (references, f"{label} / {baseline}'s optimum") if references else (dict.fromkeys(budgets, 1.0), label)
 
 
-def top_k_losses(records: Sequence[Record]) -> dict[str, float]:
-    """Losses that see the future, by run."""
-    return {str(r["run"]): r["loss_topk"] for r in records if r.get("loss_topk") is not None}
+def top_k_points(records: Sequence[Record], axis: str) -> dict[str, tuple[float, float]]:
+    """Size and loss that sees the future, by run. The top-k takes just the planned capacity, so its FLOPs are those
+    planned; what a causal router spent is its own."""
+    key = AXES[axis].key
+    return {str(r["run"]): (r[key], r["loss_topk"]) for r in records if r.get("loss_topk") is not None and r.get(key)}
 
 
 def require_points(points: Sequence[Any], records: Sequence[Record]) -> None:
@@ -128,7 +144,9 @@ def states(records: Sequence[Record]) -> str:
 
 def missing(records: Sequence[Record], drawn: int) -> list[str]:
     """How many runs the figure lacks; nothing when it lacks none."""
-    return [f"{drawn} of {len(records)} runs ({states(records)})"] if drawn < len(records) else []
+    others = len(records) - drawn - sum(bool(reason_to_drop(r)) for r in records)
+    reasons = [states(records), f"{others} repeated or of unknown size" if others > 0 else ""]
+    return [f"{drawn} of {len(records)} runs ({', '.join(filter(None, reasons))})"] if drawn < len(records) else []
 
 
 def note_of(

@@ -15,6 +15,7 @@ import numpy as np
 
 from modexp.errors import UserError
 from modexp.plots import style
+from modexp.plots.curves import shades_of
 
 WIDTH = 7.2  # inches
 PANELS = ("accuracy", "precision", "recall")
@@ -63,10 +64,9 @@ def draw(runs: Sequence[Mapping[str, Any]], out_dir: Path, stem: str = "predicto
         figure = style.new_figure(WIDTH, 2.9 + foot)
         grid = figure.add_gridspec(2, 3, height_ratios=[2.3, foot])
         panels = [figure.add_subplot(grid[0, i]) for i in range(3)]
+        shade = shades_of(skills)
         for skill in skills:
-            siblings = [s.run for s in skills if s.arm == skill.arm]
-            shade = style.shades(len(siblings))[siblings.index(skill.run)]
-            stroke = style.stroke(arms, "", skill.arm, shade)
+            stroke = style.stroke(arms, "", skill.arm, shade[skill.run])
             look = {**stroke.marks(), **stroke.line(), "markersize": 3}
             for axes, name in zip(panels, PANELS, strict=True):
                 axes.plot(skill.steps, getattr(skill, name), **look, zorder=3)

@@ -73,7 +73,7 @@ def draw(
     trends = [trends_of(left_over), trends_of(off_surface)]
     budgets = sorted({r.budget for r in (*left_over, *off_surface)})
     shade = dict(zip(budgets, style.shades(len(budgets)), strict=True))
-    lines = [*runs_note(fit, records), *note_of(report, left_over, off_surface)]
+    lines = [*runs_note(fit, records, len(report.points)), *note_of(report, left_over, off_surface)]
     note = style.wrapped(lines, WIDTH)
 
     with style.context():
@@ -236,7 +236,9 @@ def key_of(report: Report, arms: Sequence[str], budgets: Sequence[float], banded
 
 
 def run_rows(report: Report, left_over: Sequence[Residual], off_surface: Sequence[Residual]) -> list[dict[str, Any]]:
-    """One row a run that is in either panel."""
+    """One row a run that is in either panel. ``loss_moved`` is what its parabola is fitted to: the loss at the FLOPs of
+    the curve, other than ``loss`` only where another convention counts them."""
+    moved = {p.run: p.loss for curve in report.fit.curves for p in curve.points}
     by_left, by_right = {r.run: r for r in left_over}, {r.run: r for r in off_surface}
     rows = []
     for p in report.points:
@@ -249,6 +251,7 @@ def run_rows(report: Report, left_over: Sequence[Residual], off_surface: Sequenc
                     "budget": p.budget,
                     AXES[report.fit.axis].key: p.x,
                     "loss": p.loss,
+                    "loss_moved": moved.get(p.run),
                     "size_over_optimum": left.x if left else None,
                     "parabola_residual": left.y if left else None,
                     "parabola_outlier": left.is_outlier if left else None,

@@ -139,12 +139,11 @@ def test_residuals_are_losses_less_fits(tmp_path: Path, figures: list[Any]) -> N
     for curve in found.fit.curves:
         for p in curve.points:
             row = table[p.run]
-            if curve.optimum is None:
+            if curve.parabola is None or not curve.parabola.dof:
                 assert row["parabola_residual"] == ""
                 continue
-            assert curve.parabola is not None
             assert float(row["parabola_residual"]) == pytest.approx(p.loss - curve.parabola.loss(p.x))
-            assert float(row["size_over_optimum"]) == p.x / curve.optimum.x
+            assert row["size_over_optimum"] == (str(p.x / curve.optimum.x) if curve.optimum else "")
     for r in rows:
         if r["loss"] is not None:
             surface = found.surface(r["arm"], "approach3").surface
@@ -152,11 +151,13 @@ def test_residuals_are_losses_less_fits(tmp_path: Path, figures: list[Any]) -> N
             over = 100 * (r["loss"] / surface.loss(r["params_total"], r["tokens"]) - 1)
             assert float(table[r["run"]]["surface_residual_percent"]) == pytest.approx(over)
     left, right = panels(figures[0])
-    known = [r for r in table.values() if r["parabola_residual"]]
+    known = [r for r in table.values() if r["size_over_optimum"]]
+    refused = [r for r in table.values() if r["parabola_residual"] and not r["size_over_optimum"]]
+    assert {y for _, y in drawn(left, "x")} == {rounded(1, r["parabola_residual"])[1] for r in refused}
     assert drawn(left, "o", "s") == {rounded(r["size_over_optimum"], r["parabola_residual"]) for r in known}
     assert drawn(right, "o", "s") == {rounded(r["flops"], r["surface_residual_percent"]) for r in table.values()}
     assert left.patches[0].get_height() == pytest.approx(2 * found.fit.noise.sd)
-    assert "left: without the curves that have no optimum: mod at 1e20" in drawing.note
+    assert "left: over their middle size, as they have no optimum: mod at 1e20" in drawing.note
 
 
 def test_residuals_hold_the_loss_that_was_moved(tmp_path: Path) -> None:
@@ -198,6 +199,17 @@ def test_what_a_parabola_cannot_follow_is_a_curve(tmp_path: Path, figures: list[
         assert over.std() < 0.35 * left.std()
         bend[span] = np.ptp(y)
     assert bend[40.0] > 100 * bend[2.0]
+
+
+def test_a_bad_run_is_named_where_its_curve_is_refused(tmp_path: Path) -> None:
+    rows = [r for r in records(sizes=5) if r["budget"] < 1e20]
+    rows[4]["loss"] -= 1.0
+    found = report(rows, resamples=0)
+    assert found.fit.curves[0].optimum is None
+    residuals.draw(found, rows, tmp_path)
+    marked = [r["run"] for r in read(tmp_path / "residuals.csv") if r["parabola_outlier"] == "True"]
+    assert marked == [rows[4]["run"]]
+    assert f"<!-- {marked[0]} -->" in texts(tmp_path / "residuals.svg")
 
 
 def test_outliers_are_named(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ comes after it in size, a cubic and a quartic, so such a curve is drawn through 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from modexp.analysis.outliers import outliers
 from modexp.analysis.points import AXES, Record
 from modexp.analysis.report import ENOUGH_POINTS, Report
+from modexp.analysis.studentised import far_runs
 from modexp.errors import UserError
 from modexp.plots import style
 from modexp.plots.fitted import arms_in, by_reason, curves_named, legend_columns, runs_note, shade_key, sheet
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 
 WIDTH = 7.2  # inches
 METHOD = "approach3"
-FAR = 3.0  # noise standard deviations from its parabola from which a run is named
 CROWD = 100  # runs from which markers are smaller
 DEGREE = 4
 APART = 0.02  # in logarithms: FLOPs of one budget differ by less
@@ -35,7 +36,8 @@ LABELS = 5  # runs that one panel names; the CSV marks them all
 
 @dataclass(frozen=True)
 class Residual:
-    """One run in one panel. ``x``: size over the optimum, or training FLOPs; ``y``: nats, or percent of the loss."""
+    """One run in one panel. ``x``: size over the optimum, over the curve's middle size where there is none, or training
+    FLOPs; ``y``: nats, or percent of the loss."""
 
     run: str
     arm: str
@@ -43,6 +45,7 @@ class Residual:
     x: float
     y: float
     is_outlier: bool
+    is_refused: bool = False  # of a curve without an optimum
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def draw(
 ) -> style.Drawn:
     """Write stem.png, stem.svg, stem.csv (a row a run) and stem_trends.csv (the curves, sampled).
 
-    UserError where there is neither an optimum nor a surface.
+    UserError where there is neither a curve with a run to spare nor a surface.
     """
     fit = report.fit
     arms = arms_in(fit)
@@ -67,26 +70,27 @@ def draw(
     if not left_over and not off_surface:
         reasons = [c.refusal for c in fit.curves][:1] + [s.refusal for s in report.surfaces if s.refusal][:1]
         raise UserError(
-            f"no residuals to draw: no curve has an optimum and no arm a surface ({'; '.join(reasons) or 'no runs'})",
+            f"no residuals to draw: no curve has runs to spare, no arm a surface ({'; '.join(reasons) or 'no runs'})",
             "modexp status says what is missing",
         )
-    trends = [trends_of(left_over), trends_of(off_surface)]
+    trends = [trends_of([r for r in left_over if not r.is_refused]), trends_of(off_surface)]
     budgets = sorted({r.budget for r in (*left_over, *off_surface)})
     shade = dict(zip(budgets, style.shades(len(budgets)), strict=True))
     lines = [*runs_note(fit, records, len(report.points)), *note_of(report, left_over, off_surface)]
     note = style.wrapped(lines, WIDTH)
 
     with style.context():
-        columns = key_of(report, arms, budgets, bool(left_over), any(trends))
+        columns = key_of(report, arms, budgets, left_over, any(trends))
         figure, body, _ = sheet(WIDTH, 3.1, columns, note)
         left, right = body.subplots(1, 2)
         for axes, residuals, curves in ((left, left_over, trends[0]), (right, off_surface, trends[1])):
             axes.axhline(0.0, color=style.GREY, linewidth=0.8, zorder=1)
             for r in residuals:
-                stroke = style.stroke(arms, fit.baseline, r.arm, shade[r.budget])
-                axes.plot(
-                    r.x, r.y, **{**stroke.marks(), "markersize": 3.6 if len(residuals) < CROWD else 2.8}, zorder=3
+                look = style.stroke(arms, fit.baseline, r.arm, shade[r.budget]).marks()
+                look |= {"markersize": 3.6 if len(residuals) < CROWD else 2.8} | (
+                    {"marker": "x"} if r.is_refused else {}
                 )
+                axes.plot(r.x, r.y, **look, zorder=3)
             for curve in curves:
                 axes.plot(curve.x, curve.y, **style.stroke(arms, fit.baseline, curve.arm, 1.0).line(), zorder=4)
         if left_over:
@@ -94,7 +98,7 @@ def draw(
             sd = fit.noise.sd
             left.axhspan(-sd, sd, color="0.93", zorder=0)
         else:
-            empty(left, "no curve has an optimum")
+            empty(left, "no curve has a run to spare")
         if off_surface:
             style.flops_axis(right, min(r.x for r in off_surface), max(r.x for r in off_surface))
             right.yaxis.set_major_formatter(lambda v, _: f"{v:+.3g}" if v else "0")
@@ -117,13 +121,14 @@ def draw(
 
 
 def of_parabolas(report: Report) -> list[Residual]:
-    """Of the runs of every curve that has an optimum."""
-    found = []
+    """Of the runs of every curve that has more of them than its parabola needs: a bad run sits where a curve is refused
+    more often than elsewhere."""
+    far, found = far_runs(report.fit.curves), []
     for curve in report.fit.curves:
-        if curve.optimum:
+        if curve.parabola and curve.parabola.dof:
+            middle = curve.optimum.x if curve.optimum else math.exp(curve.parabola.centre)
             for p, y in zip(curve.points, curve.residuals().tolist(), strict=True):
-                is_far = abs(y) > FAR * report.fit.noise.sd
-                found.append(Residual(p.run, p.arm, p.budget, p.x / curve.optimum.x, y, is_far))
+                found.append(Residual(p.run, p.arm, p.budget, p.x / middle, y, p.run in far, not curve.optimum))
     return found
 
 
@@ -204,12 +209,16 @@ def empty(axes: Axes, text: str) -> None:
 
 def note_of(report: Report, left_over: Sequence[Residual], off_surface: Sequence[Residual]) -> list[str]:
     lines = []
-    if refused := [c for c in report.fit.curves if not c.optimum]:
-        lines.append(f"left: without the curves that have no optimum: {curves_named(refused)}")
+    shown = {(r.arm, r.budget) for r in left_over}
+    bare = [c for c in report.fit.curves if c.points and (c.arm, c.budget) not in shown]
+    if bare:
+        lines.append(f"left: without curves that have no run to spare: {curves_named(bare)}")
+    if refused := [c for c in report.fit.curves if not c.optimum and (c.arm, c.budget) in shown]:
+        lines.append(f"left: over their middle size, as they have no optimum: {curves_named(refused)}")
     refused_surfaces = by_reason((s.arm, s.refusal) for s in report.surfaces if s.method == METHOD and s.refusal)
     lines += [f"right: no surface for {arms}: {reason}" for arms, reason in refused_surfaces]
     for side, residuals, rule in (
-        ("left", left_over, f"farther than {FAR:g} noise sd"),
+        ("left", left_over, "too far off their parabola to be noise"),
         ("right", off_surface, "far off their surface"),
     ):
         count = sum(r.is_outlier for r in residuals)
@@ -218,7 +227,9 @@ def note_of(report: Report, left_over: Sequence[Residual], off_surface: Sequence
     return lines
 
 
-def key_of(report: Report, arms: Sequence[str], budgets: Sequence[float], banded: bool, curved: bool) -> list[Any]:
+def key_of(
+    report: Report, arms: Sequence[str], budgets: Sequence[float], left_over: Sequence[Residual], curved: bool
+) -> list[Any]:
     """Arms in the shade of their curves."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -228,7 +239,11 @@ def key_of(report: Report, arms: Sequence[str], budgets: Sequence[float], banded
         stroke = style.stroke(arms, report.fit.baseline, arm, 1.0)
         handles.append(Line2D([], [], **{**stroke.marks(), **stroke.line()}, label=arm))
     key: list[Any] = shade_key(budgets)
-    if banded:
+    if any(r.is_refused for r in left_over):
+        key.append(
+            Line2D([], [], color=style.GREY, marker="x", linestyle="none", label="of a curve without an optimum")
+        )
+    if left_over:
         key.append(Patch(color="0.93", label=f"noise of one run, ±{report.fit.noise.sd:.2g} nats"))
     if curved:
         key.append(Line2D([], [], color=style.GREY, label="trend of an arm, at most quartic"))
@@ -252,7 +267,7 @@ def run_rows(report: Report, left_over: Sequence[Residual], off_surface: Sequenc
                     AXES[report.fit.axis].key: p.x,
                     "loss": p.loss,
                     "loss_moved": moved.get(p.run),
-                    "size_over_optimum": left.x if left else None,
+                    "size_over_optimum": left.x if left and not left.is_refused else None,
                     "parabola_residual": left.y if left else None,
                     "parabola_outlier": left.is_outlier if left else None,
                     "flops": p.flops,

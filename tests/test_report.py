@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from modexp.analysis.bootstrap import Bootstrap
 from modexp.analysis.isoflop import fit_study
 from modexp.analysis.report import Report, report
 from modexp.cli import run as modexp
@@ -122,6 +123,20 @@ def test_every_method_finds_the_exponent_of_the_noise_free_study(exercise: Repor
     assert exercise.interpolated["baseline"].exponent == pytest.approx(true, abs=2e-3)
     assert exercise.warnings == ()
     assert exercise.fit.dropped == ()
+
+
+def test_resamples_that_fail_or_creep_are_told(monkeypatch: pytest.MonkeyPatch):
+    rows = course_exercise()
+    one = np.ones((1, 5))
+    for draws, sentence in (
+        (Bootstrap(one[:0], 0, 3), "no interval: none of 3 resamples has a falling surface"),
+        (Bootstrap(one, 0, 2), "2 of 3 resamples have no falling surface: the intervals lack them"),
+        (Bootstrap(one.repeat(3, 0), 3, 0), "3 of 3 resamples have not converged: the intervals hold them"),
+    ):
+        monkeypatch.setattr("modexp.analysis.report.bootstrap", lambda *_, draws=draws: draws)
+        found = report(rows, resamples=3).surfaces[0]
+        assert found.warnings == (sentence,)
+        assert (found.refits, bool(found.intervals)) == (len(draws.parameters), len(draws.parameters) > 0)
 
 
 def test_the_raw_minimum_is_shown_and_is_worse(capsys: Captured, tmp_path: Path):

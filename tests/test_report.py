@@ -284,3 +284,13 @@ def test_neither_size_nor_tokens_may_be_6nd(capsys: Captured):
     found = report(rows, resamples=0)
     (sentence,) = [w for w in found.warnings if "a + b" in w]
     assert sentence.startswith("baseline: a + b = 0.514 + 0.389 = 0.903, not 1")
+
+
+def test_sizes_and_tokens_are_summed_over_the_same_runs():
+    """On grids that a parabola cannot follow: a from the nearest sizes and b from all would not add up."""
+    rows = []
+    for c in (1e18, 1e19, 1e20, 1e21):
+        for n in optimum(c, EXERCISE)[0] * np.geomspace(1 / 4, 4 * (c / 1e18) ** 0.6, 15):
+            t = math.log(n / optimum(c, EXERCISE)[0])
+            rows.append(record(float(n), 3 + 0.05 * (math.exp(t) - t - 1), c, tokens=c / 6 / float(n)))
+    assert [w for w in report(rows, resamples=0, nearest=7).warnings if "a + b" in w] == []

@@ -85,6 +85,7 @@ def report(
     asked = [highest_rule(drop_highest)] * bool(drop_highest) + [RESIDUAL_RULE] * drop_outliers
     fit = replace(fit, dropped=(*left_out, *fit.dropped), rule=" ".join([fit.rule, *asked]))
     points, _ = select(kept, axis)  # as trained: a surface needs no equal FLOPs, so a re-reading moves nothing
+    by_tokens = fit_study(kept, "tokens", level, baseline, nearest)
     surfaces: list[SurfaceExponent] = []
     plain, interpolated, warnings = {}, {}, []
     for arm in arms_of(kept):
@@ -94,9 +95,9 @@ def report(
         plain[arm] = fit_plain(curves)
         by_flops = {c.flops: at_one_x(c.points) for c in curves}
         interpolated[arm] = fit_interpolated(by_flops, fit.noise_sd if resamples else None, level, resamples)
-        warnings += [s for s in (sum_of_exponents(arm, kept, fit), astray(arm, mine)) if s]
+        warnings += [s for s in (sum_of_exponents(arm, fit, by_tokens), astray(arm, mine)) if s]
     warnings += [s for s in (shared_trunks(kept),) if s]
-    guards = guard_study(kept, axis, level)
+    guards = guard_study(kept, axis, level, baseline, nearest)
     return Report(fit, tuple(surfaces), plain, interpolated, tuple(warnings), tuple(points), tuple(guards))
 
 
@@ -160,11 +161,11 @@ def trouble(draws: Bootstrap, resamples: int) -> list[str]:
     return words
 
 
-def sum_of_exponents(arm: str, records: Sequence[Record], fit: StudyFit) -> str:
+def sum_of_exponents(arm: str, fit: StudyFit, by_tokens: StudyFit) -> str:
     """A sentence where a of N* ~ C^a and b of D* ~ C^b do not add up to about 1, as under C = 6ND they would."""
     if fit.axis not in ("params", "non_embedding", "active") or fit.exponent(arm).exponent is None:
         return ""
-    tokens = fit_study([r for r in records if r["arm"] == arm], "tokens", fit.level).exponents[0].exponent
+    tokens = by_tokens.exponent(arm).exponent
     a = fit.exponent(arm).exponent
     if tokens is None or a is None or abs(a + tokens - 1) <= SUM_APART:
         return ""

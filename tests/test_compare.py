@@ -145,6 +145,22 @@ def test_another_axis_is_no_cost():
         compare_arms(fit_study(two_arms()))
 
 
+def test_what_was_not_compared_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    rows = [*two_arms(epochs=2.0), *two_arms(budget=4e18)]
+    failed = {"status": "failed", "error": "out of memory"}
+    rows = [r | failed if r["arm"] == "mod" and r["budget"] == 4e18 and r["flops_per_token"] < 1e6 else r for r in rows]
+    (tmp_path / "runs" / "s").mkdir(parents=True)
+    monkeypatch.setattr("modexp.analysis.records.records", lambda *_: rows)
+    for words in ([], ["--json"]):
+        assert modexp(["compare", "s", "--runs-dir", str(tmp_path / "runs"), *words]) == 0
+        said = capsys.readouterr().err.splitlines()
+        assert sum(line.startswith("left out: mod-4e+18") and "out of memory" in line for line in said) == 3
+        assert "mod at 4e18: a fit needs 5 distinct sizes, got 4" in said
+        assert any(line.startswith("mod at 1e18: 7 of 7 runs repeat") for line in said)
+
+
 def test_one_arm_cannot_be_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

@@ -78,12 +78,7 @@ def report(
     ``resamples`` of each bootstrap, 0 leaves it out; ``nearest`` as in :func:`fit_study`, for parabola and Akima;
     ``drop_highest`` losses, or the outliers of each arm's surface (modexp.analysis.outliers), leave every fit.
     """
-    left_out = excluded(records, axis, drop_highest, drop_outliers)
-    gone = {d.run for d in left_out}
-    kept = [r for r in records if str(r["run"]) not in gone]
-    fit = fit_study(kept, axis, level, baseline, nearest)
-    asked = [highest_rule(drop_highest)] * bool(drop_highest) + [RESIDUAL_RULE] * drop_outliers
-    fit = replace(fit, dropped=(*left_out, *fit.dropped), rule=" ".join([fit.rule, *asked]))
+    kept, fit = fit_kept(records, axis, level, baseline, nearest, drop_highest, drop_outliers)
     points, _ = select(kept, axis)  # as trained: a surface needs no equal FLOPs, so a re-reading moves nothing
     by_tokens = fit_study(kept, "tokens", level, baseline, nearest)
     surfaces: list[SurfaceExponent] = []
@@ -99,6 +94,24 @@ def report(
     warnings += [s for s in (shared_trunks(kept),) if s]
     guards = guard_study(kept, axis, level, baseline, nearest)
     return Report(fit, tuple(surfaces), plain, interpolated, tuple(warnings), tuple(points), tuple(guards))
+
+
+def fit_kept(
+    records: Sequence[Record],
+    axis: str,
+    level: float,
+    baseline: str | None,
+    nearest: int | None,
+    drop_highest: int,
+    drop_outliers: bool,
+) -> tuple[list[Record], StudyFit]:
+    """The records that were not asked to leave, and the parabolas through them, which name those that were."""
+    left_out = excluded(records, axis, drop_highest, drop_outliers)
+    gone = {d.run for d in left_out}
+    kept = [r for r in records if str(r["run"]) not in gone]
+    fit = fit_study(kept, axis, level, baseline, nearest)
+    asked = [highest_rule(drop_highest)] * bool(drop_highest) + [RESIDUAL_RULE] * drop_outliers
+    return kept, replace(fit, dropped=(*left_out, *fit.dropped), rule=" ".join([fit.rule, *asked]))
 
 
 def excluded(records: Sequence[Record], axis: str, highest: int, by_surface: bool) -> list[DroppedRun]:

@@ -140,9 +140,50 @@ def test_equal_loss_out_of_reach_is_said(gain: float, sentence: str):
     assert found.sentence.startswith(sentence)
 
 
+def test_arms_that_cannot_be_told_apart_are_not_said_to_fall_short():
+    (found,) = compare_arms(fit_study(two_arms(noise=0.01, gain=-0.003), "flops_per_token"))
+    assert not found.difference.distinguishable
+    assert found.flops is None
+    assert found.flops_low is not None
+    assert found.sentence == (
+        f"mod's best loss cannot be told from baseline's, which it could reach from {found.flops_low:.2f}x its FLOPs"
+        " per forward pass on"
+    )
+
+
+def test_speed_of_a_size_is_the_mean_of_its_seeds_that_were_measured():
+    rows = [*two_arms(), *two_arms()]
+    for i, r in enumerate(rows):
+        second = i >= len(rows) // 2
+        r |= {"seed": int(second), "run": f"{r['run']}-{i}"}
+        r["seconds_per_token"] = r["flops_per_token"] ** 0.8 * (4.0 if second else 1.0)
+    (found,) = compare_arms(fit_study(rows, "flops_per_token"))
+    assert found.speed == pytest.approx(found.flops**-0.8, rel=1e-2)
+    for r in rows:
+        r["seconds_per_token"] = None if r["seed"] else r["seconds_per_token"]
+    (found,) = compare_arms(fit_study(rows, "flops_per_token"))
+    assert found.speed == pytest.approx(found.flops**-0.8, rel=1e-2)
+
+
 def test_another_axis_is_no_cost():
     with pytest.raises(UserError, match="axis=params is no cost of a forward pass"):
         compare_arms(fit_study(two_arms()))
+
+
+def test_what_was_not_compared_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    rows = [*two_arms(epochs=2.0), *two_arms(budget=4e18)]
+    failed = {"status": "failed", "error": "out of memory"}
+    rows = [r | failed if r["arm"] == "mod" and r["budget"] == 4e18 and r["flops_per_token"] < 1e6 else r for r in rows]
+    (tmp_path / "runs" / "s").mkdir(parents=True)
+    monkeypatch.setattr("modexp.analysis.records.records", lambda *_: rows)
+    for words in ([], ["--json"]):
+        assert modexp(["compare", "s", "--runs-dir", str(tmp_path / "runs"), *words]) == 0
+        said = capsys.readouterr().err.splitlines()
+        assert sum(line.startswith("left out: mod-4e+18") and "out of memory" in line for line in said) == 3
+        assert "mod at 4e18: a fit needs 5 distinct sizes, got 4" in said
+        assert any(line.startswith("mod at 1e18: 7 of 7 runs repeat") for line in said)
 
 
 def test_one_arm_cannot_be_compared(

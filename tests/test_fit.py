@@ -194,6 +194,11 @@ def test_one_budget_has_no_exponent():
     assert found.refusal == "an exponent needs 2 budgets with an optimum, got 1"
 
 
+def test_budgets_that_are_nearly_equal_have_no_exponent():
+    near = fit_study([*curve(), *curve(vertex=1.2e8, budget=6e18 * (1 + 1e-4))])
+    assert "lie too near each other" in near.exponents[0].refusal
+
+
 def test_optima_off_the_line_are_warned_of():
     records = [r for b, v in ((1e18, 6e7), (1e19, 1.6e8), (1e20, 7e7)) for r in curve(vertex=v, budget=b)]
     rng = np.random.default_rng(0)

@@ -148,6 +148,26 @@ def test_diverged_and_unfinished_guards_are_said() -> None:
     assert "no optimum that could move: a fit needs 5" in few.sentence
 
 
+def test_a_rule_that_diverged_at_an_end_is_replaced_by_the_rate_that_did_not() -> None:
+    wide = [*curve(), row(8000.0, 3 + 0.05 * math.log(8) ** 2)]
+    wide[-1] |= {"status": "diverged", "loss": None, "flops_consumed": 3e11}
+    found = verdict([*wide, row(8000.0, 3.12, 0.5), row(8000.0, 3.5, 2.0)])
+    rescued = [*curve(), row(8000.0, 3.12)]
+    assert found.tuned == fit_study(rescued, AXIS).curves[0].parabola.vertex  # type: ignore[union-attr]
+    assert found.moves is True
+    assert "gives 3.1200, diverged, 3.5000 (best x 0.5)" in found.sentence
+
+
+def test_a_guard_is_read_on_the_sizes_and_against_the_baseline_of_its_fit() -> None:
+    sizes = [125.0, *SIZES, 8000.0]
+    rows = [row(x, 3 + 0.05 * math.log(x / 1000) ** 2 + 0.02 * math.log(x / 1000) ** 3 * (x > 4000)) for x in sizes]
+    rows = [{**r, "loss": r["loss"] + 0.002 * (-1) ** i} for i, r in enumerate(rows)]
+    found = report([*rows, row(250.0, 3.05, 2.0)], AXIS, resamples=0, nearest=5)
+    optimum = found.fit.curves[0].optimum
+    assert optimum is not None
+    assert (found.guards[0].low, found.guards[0].high) == (optimum.x_low, optimum.x_high)
+
+
 def test_a_report_keeps_the_verdicts_at_its_own_level() -> None:
     rows = [*curve(), *guards(0.05, 0.0)]
     found = report(rows, AXIS, level=0.5, resamples=0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modexp.analysis.interpolate import best_per_size, fit_interpolated, nearest_to_minimum
+from modexp.analysis.interpolate import fit_interpolated, mean_per_size, nearest_to_minimum
 from modexp.analysis.parabola import fit_parabola
 
 PORIAN = Path(__file__).resolve().parents[2] / "shared" / "data" / "porian_refinedweb.csv"
@@ -59,10 +59,25 @@ def test_known_minima_are_found():
     assert (fit.low, fit.high) == (None, None)
 
 
-def test_best_loss_of_a_size_counts():
-    sizes, losses = best_per_size([(2e6, 3.1), (1e6, 3.0), (2e6, 2.9), (4e6, 3.2)])
+def test_mean_loss_of_a_size_counts():
+    sizes, losses, runs = mean_per_size([(2e6, 3.1), (1e6, 3.0), (2e6, 2.9), (4e6, 3.2)])
     assert sizes.tolist() == [1e6, 2e6, 4e6]
-    assert losses.tolist() == [3.0, 2.9, 3.2]
+    assert losses.tolist() == [3.0, 3.0, 3.2]
+    assert runs.tolist() == [1, 2, 1]
+
+
+def test_noise_larger_than_the_loss_widens_intervals_and_crashes_nothing():
+    fit = fit_interpolated(power_law(), noise_sd=5.0)
+    assert fit.low is not None
+    assert fit.high is not None
+    assert fit.low < 0.25
+    assert fit.high > 0.75
+
+
+def test_budgets_that_are_nearly_equal_have_no_exponent():
+    points = power_law()[1e18]
+    moved = [(x * 1.2, loss) for x, loss in points]
+    assert "lie too near each other" in fit_interpolated({1e18: points, 1e18 * (1 + 1e-4): moved}).refusal
 
 
 @pytest.mark.parametrize(("shift", "side"), [(5.0, "below"), (1 / 5, "above")])

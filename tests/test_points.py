@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from modexp.analysis.isoflop import fit_study
-from modexp.analysis.points import baseline_of, reason_to_drop
+from modexp.analysis.points import at_one_x, baseline_of, reason_to_drop
 from modexp.wording import budget_text
 from tests.studies import curve, only, record
 
@@ -81,3 +81,27 @@ def test_baseline_is_the_one_so_called_or_the_first_dense_arm():
     assert baseline_of([*curve(arm="wide", routed=False), *curve()]) == "baseline"
     assert baseline_of([*curve(arm="mod"), *curve(arm="wide", routed=False)]) == "wide"
     assert baseline_of(curve(arm="mod")) == "mod"
+
+
+def measured(axis: str, seeds: tuple[int, ...] = (0, 1, 2), sizes: int = 5) -> list[dict[str, Any]]:
+    """A curve whose runs of one size differ, seed by seed, in what was measured."""
+    rows = []
+    for seed in seeds:
+        for place, row in enumerate(curve(sizes=sizes, seed=seed)):
+            cost = row["params_total"] * (1 + 0.002 * (seed - 1) * (-1) ** place)
+            rows.append({**row, "flops_per_token": row["params_total"], axis: cost})
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("axis", "key"), [("flops_per_token", "flops_per_token_causal"), ("seconds", "seconds_per_token")]
+)
+def test_seeds_of_one_size_are_one_size_on_a_measured_axis(axis: str, key: str):
+    fit = only(fit_study(measured(key), axis))
+    assert (fit.num_sizes, len(fit.points), fit.warnings) == (5, 15, ())
+    assert "5 distinct sizes, got 4" in only(fit_study(measured(key, sizes=4), axis)).refusal
+    near = only(fit_study(measured(key, sizes=9), axis, nearest=5))
+    assert (near.num_sizes, len(near.points)) == (5, 15)
+    places = at_one_x(near.points)
+    assert len(set(places)) == 5
+    assert sorted(x for x, _ in places)[7] == pytest.approx(1e8, rel=1e-5)

@@ -6,12 +6,13 @@ import json
 import math
 import shlex
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from modexp.analysis.predict import predict
+from modexp.analysis.predict import predict, reach_words
 from modexp.analysis.records import records
 from modexp.errors import UserError
 from tests.synthetic import make_study, surface
@@ -69,9 +70,35 @@ def test_far_extrapolation_is_said(study: Path):
 def test_reach_is_always_told(study: Path, modexp_cli: Callable[..., int], capsys: pytest.CaptureFixture[str]):
     words = ["predict", study.name, "--runs-dir", str(study.parent), "--resamples", "0"]
     for flops, said in (("6.4e14", "mod: 4x the largest budget that has an optimum: an extrapolation"),
+                        ("5e12", "mod: 0.5x the smallest budget that has an optimum: below what was run"),
                         ("8e13", "mod: 0.5x the largest budget that has an optimum: within what was run")):  # fmt: skip
         assert modexp_cli(*words, "--flops", flops) == 0
-        assert said in capsys.readouterr().out.splitlines()
+        assert any(line.startswith(said) for line in capsys.readouterr().out.splitlines())
+
+
+def test_reach_counts_flops_as_the_prediction_does(study: Path):
+    largest = max(r["flops_reread"] for r in records(study, convention="kaplan"))
+    for found in predict(records(study, convention="kaplan"), largest, resamples=0):
+        assert found.reach == pytest.approx(1, rel=0.1)
+
+
+def test_warnings_of_every_fit_are_forwarded(study: Path):
+    two = [r for r in records(study) if r["budget"] < 1e14]
+    assert [w for w in predict(two, 1e13, resamples=0)[0].warnings if "two budgets" in w] == [
+        "two budgets: the line goes through both, and nothing checks it"
+    ]
+    flat = [{**r, "loss": r["loss"] - 1.5} for r in records(study)]
+    warned = predict(flat, 1e12, resamples=0)[0].warnings
+    assert any(w.startswith("loss: the irreducible loss E came out as zero") for w in warned)
+    assert any("below the smallest budget" in w for w in predict(two, 1e11, resamples=0)[0].warnings)
+
+
+def test_without_an_optimum_the_json_is_json(study: Path):
+    rows = [r for r in records(study) if r["arm"] == "mod" or r["budget"] == 1e13]
+    rows = [r | {"loss": 3.0 - r["params_total"] / 1e9} if r["arm"] == "baseline" else r for r in rows]
+    found = predict(rows, 1e14, resamples=0)
+    assert (found[0].reach, reach_words(found[0])) == (None, "nothing to extrapolate from")
+    json.dumps([asdict(f) for f in found], allow_nan=False)
 
 
 def test_an_arm_that_grew_in_depth_is_predicted_in_its_own_shapes(tmp_path: Path):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from modexp.analysis.bootstrap import Bootstrap
 from modexp.analysis.isoflop import fit_study
 from modexp.analysis.report import Report, report
 from modexp.cli import run as modexp
@@ -122,6 +123,20 @@ def test_every_method_finds_the_exponent_of_the_noise_free_study(exercise: Repor
     assert exercise.interpolated["baseline"].exponent == pytest.approx(true, abs=2e-3)
     assert exercise.warnings == ()
     assert exercise.fit.dropped == ()
+
+
+def test_resamples_that_fail_or_creep_are_told(monkeypatch: pytest.MonkeyPatch):
+    rows = course_exercise()
+    one = np.ones((1, 5))
+    for draws, sentence in (
+        (Bootstrap(one[:0], 0, 3), "no interval: none of 3 resamples has a falling surface"),
+        (Bootstrap(one, 0, 2), "2 of 3 resamples have no falling surface: the intervals lack them"),
+        (Bootstrap(one.repeat(3, 0), 3, 0), "3 of 3 resamples have not converged: the intervals hold them"),
+    ):
+        monkeypatch.setattr("modexp.analysis.report.bootstrap", lambda *_, draws=draws: draws)
+        found = report(rows, resamples=3).surfaces[0]
+        assert found.warnings == (sentence,)
+        assert (found.refits, bool(found.intervals)) == (len(draws.parameters), len(draws.parameters) > 0)
 
 
 def test_the_raw_minimum_is_shown_and_is_worse(capsys: Captured, tmp_path: Path):
@@ -269,3 +284,13 @@ def test_neither_size_nor_tokens_may_be_6nd(capsys: Captured):
     found = report(rows, resamples=0)
     (sentence,) = [w for w in found.warnings if "a + b" in w]
     assert sentence.startswith("baseline: a + b = 0.514 + 0.389 = 0.903, not 1")
+
+
+def test_sizes_and_tokens_are_summed_over_the_same_runs():
+    """On grids that a parabola cannot follow: a from the nearest sizes and b from all would not add up."""
+    rows = []
+    for c in (1e18, 1e19, 1e20, 1e21):
+        for n in optimum(c, EXERCISE)[0] * np.geomspace(1 / 4, 4 * (c / 1e18) ** 0.6, 15):
+            t = math.log(n / optimum(c, EXERCISE)[0])
+            rows.append(record(float(n), 3 + 0.05 * (math.exp(t) - t - 1), c, tokens=c / 6 / float(n)))
+    assert [w for w in report(rows, resamples=0, nearest=7).warnings if "a + b" in w] == []

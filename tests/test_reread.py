@@ -28,6 +28,7 @@ from modexp.flops.ledger import CONVENTIONS
 from modexp.kinds import ledger
 from modexp.plan.run import plan_run
 from modexp.runs import RunDir, create
+from modexp.wording import budget_text
 
 # E, A, B, alpha, beta of L = E + A/N^alpha + B/D^beta: a course exercise; Hoffmann et al. 2022
 EXERCISE = (2.69, 1606.3, 3210.6, 0.34, 0.36)
@@ -264,6 +265,34 @@ def test_all_conventions_as_a_table(runs_dir: Path, capsys: pytest.CaptureFixtur
     out = capsys.readouterr().out
     assert "the same runs by params under every convention" in out
     assert all(out.count(f" {name} ") == 2 for name in CONVENTIONS), "a row an arm"
+
+
+def test_all_conventions_leave_out_what_they_are_asked_to(runs_dir: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["fit", "s", "--runs-dir", str(runs_dir), "--convention", "all"]
+    assert modexp([*words, "--json", "--drop-highest", "1"]) == 0
+    for fit in json.loads(capsys.readouterr().out).values():
+        reasons = [d["reason"] for d in fit["dropped"]]
+        assert sum("among the 1 highest" in reason for reason in reasons) == 2
+    assert modexp([*words, "--nearest", "4"]) == 0
+    assert capsys.readouterr().err.count("--nearest 4 is less than the 5 sizes") == len(CONVENTIONS)
+    for flag, value in (("--resamples", "5"), ("--out", "x")):
+        assert modexp([*words, flag, value]) == 2
+        assert f"{flag} {value} has no effect" in capsys.readouterr().err
+
+
+def test_all_conventions_show_one_budget(runs_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any):
+    rows = records(runs_dir / "s")
+    largest = max(r["budget"] for r in rows)
+    for r in rows:
+        if r["arm"] == "mod" and r["budget"] == largest:
+            r["loss"] = 3 - r["params_total"] / 1e9
+    monkeypatch.setattr("modexp.analysis.records.records", lambda *_: rows)
+    assert modexp(["fit", "s", "--runs-dir", str(runs_dir), "--convention", "all"]) == 0
+    out = capsys.readouterr().out
+    assert f"optimum at {budget_text(largest)}" in out
+    ours = [line for line in out.splitlines() if line.split()[:1] == ["mod"]]
+    assert len(ours) == len(CONVENTIONS), out
+    assert all(line.split()[4] == "-" for line in ours), "no optimum of a smaller budget in its place"
 
 
 def test_an_unknown_convention_is_a_sentence(runs_dir: Path, capsys: pytest.CaptureFixture[str]):

@@ -274,6 +274,12 @@ def test_thousand_refits_of_150_points_take_seconds(method: str):
 # --- outliers ------------------------------------------------------------------------------------------------
 
 
+def test_no_more_than_a_tenth_of_the_points_is_left_out():
+    n, d, loss = study(CHINCHILLA, np.array([1e18, 1e19, 1e20]), 7, noise=0.005)
+    loss[[3, 10, 17]] *= 1.3
+    assert len(outliers(n, d, loss)) == 2, "three of 21 are more"
+
+
 def test_spoilt_points_are_found_and_named():
     n, d, loss = study(CHINCHILLA, np.array([1e18, 1e19, 1e20]), 9, noise=0.005)
     assert outliers(n, d, loss) == ()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from modexp.analysis.parabola import Parabola, fieller_set, fit_parabola, student_t
-from modexp.analysis.points import Point
+from modexp.analysis.points import Point, at_one_x
 from modexp.wording import size_text
 
 # Thresholds are chosen from the simulations in docs/statistics.md.
@@ -50,7 +50,7 @@ class CurveFit:
 
     @property
     def num_sizes(self) -> int:
-        return len({p.x for p in self.points})
+        return len({p.size for p in self.points})
 
     @property
     def raw_minimum(self) -> float:
@@ -89,11 +89,12 @@ def pooled_noise(parabolas: Sequence[Parabola], level: float) -> Noise:
 
 def parabola_of(points: Sequence[Point]) -> Parabola | None:
     """Through the points of one curve; None with fewer than three sizes."""
-    return fit_parabola([p.x for p in points], [p.loss for p in points]) if len({p.x for p in points}) >= 3 else None
+    several = len({p.size for p in points}) >= 3
+    return fit_parabola([p.x for p in points], [p.loss for p in points]) if several else None
 
 
 def fit_curve(arm: str, budget: float, points: Sequence[Point], parabola: Parabola | None, noise: Noise) -> CurveFit:
-    num_sizes = len({p.x for p in points})
+    num_sizes = len({p.size for p in points})
     refusal = refusal_of(num_sizes, parabola, noise)
     optimum = None
     if parabola and not refusal:
@@ -141,12 +142,13 @@ def warnings_of(points: Sequence[Point], parabola: Parabola | None, optimum: Opt
         ratio = parabola.x_high / parabola.x_low
         warnings.append(f"the grid spans {ratio:.0f}x, wider than +-8x: a parabola is biased by 3 % and more")
     seeds = {p.seed for p in points}
-    held = Counter((p.seed, p.x) for p in points)
-    outer = sorted({p.x for p in points})
+    held = Counter((p.seed, p.size) for p in points)
+    place_of = {p.size: x for p, (x, _) in zip(points, at_one_x(points), strict=True)}
+    outer = sorted(place_of, key=lambda size: place_of[size])
     for seed in sorted(seeds):
-        absent = [x for x in outer if not held[seed, x]]
+        absent = [size for size in outer if not held[seed, size]]
         # extra seeds are spent at the vertex, so a seed is missing only where those on both sides of it are there
-        inside = [x for x in absent if held[seed, outer[0]] and held[seed, outer[-1]]]
+        inside = [place_of[size] for size in absent if held[seed, outer[0]] and held[seed, outer[-1]]]
         if inside:
             warnings.append(f"seed {seed} is missing at {', '.join(map(size_text, inside))}")
     repeated = [p.epochs for p in points if p.epochs > 1]

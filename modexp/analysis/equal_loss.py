@@ -25,6 +25,7 @@ from modexp.analysis.compare import (
 from modexp.analysis.curve import CurveFit
 from modexp.analysis.isoflop import StudyFit
 from modexp.analysis.parabola import Parabola
+from modexp.analysis.points import at_one_x
 from modexp.errors import UserError
 
 CANDIDATES = 401  # ratios that are tried, evenly spaced in their logarithm
@@ -70,12 +71,13 @@ def compare_curves(ours: CurveFit, theirs: CurveFit, shared: Shared) -> ArmCompa
     high = float(ratios[inside[-1]]) if len(inside) and inside[-1] < CANDIDATES - 1 else None
     flops = None if root is None else math.exp(root)
     speed = None if root is None else speed_ratio(ours, theirs, start + root)
-    sentence = told(difference, flops, low, high, speed, cheapest=bool(len(below) and below[0] == 0))
+    cheapest = bool(len(below) and below[0] == 0)
+    sentence = told(difference, flops, low, high, speed, cheapest, len(inside) > 0 and not difference.distinguishable)
     return ArmComparison(
         difference,
         flops,
-        None if low is None or root is None else math.exp(low),
-        None if high is None or root is None else math.exp(high),
+        None if low is None else math.exp(low),
+        None if high is None else math.exp(high),
         speed,
         sentence,
     )
@@ -110,11 +112,15 @@ def speed_ratio(ours: CurveFit, theirs: CurveFit, log_x: float) -> float | None:
 
 
 def seconds_at(curve: CurveFit, log_x: float) -> float | None:
-    """Seconds a token, interpolated between the curve's runs in log-log; None where one was not measured."""
-    runs = sorted((math.log(p.x), p.seconds_per_token) for p in curve.points)
-    if any(not seconds for _, seconds in runs):
+    """Seconds a token, interpolated between the curve's sizes in log-log, each the geometric mean of its seeds that
+    were measured; None where a size was not."""
+    sizes: dict[float, list[float]] = {x: [] for x, _ in at_one_x(curve.points)}
+    for p, (x, _) in zip(curve.points, at_one_x(curve.points), strict=True):
+        sizes[x] += [math.log(p.seconds_per_token)] if p.seconds_per_token else []
+    if not all(sizes.values()):
         return None
-    return math.exp(float(np.interp(log_x, [x for x, _ in runs], [math.log(s) for _, s in runs if s])))
+    xs = sorted(sizes)
+    return math.exp(float(np.interp(log_x, np.log(xs), [np.mean(sizes[x]) for x in xs])))
 
 
 def told(
@@ -124,11 +130,20 @@ def told(
     high: float | None,
     speed: float | None,
     cheapest: bool,
+    may: bool,
 ) -> str:
+    """``cheapest``: the smallest run reaches the baseline's best loss; ``may``: some ratio cannot be told from one
+    that does."""
     if flops is None:
         if cheapest:
             return (
                 f"even the smallest {difference.arm} run reaches {difference.baseline}'s best loss: add smaller sizes"
+            )
+        if may:
+            start = "any ratio of its grid" if low is None else f"{math.exp(low):.2f}x its FLOPs per forward pass"
+            return (
+                f"{difference.arm}'s best loss cannot be told from {difference.baseline}'s, which it could reach from"
+                f" {start} on"
             )
         return f"{difference.arm} does not reach {difference.baseline}'s best loss"
     ends = ["open" if end is None else f"{math.exp(end):.2f}x" for end in (low, high)]

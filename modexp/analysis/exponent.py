@@ -18,6 +18,7 @@ from modexp.analysis.parabola import Parabola
 from modexp.wording import budget_text
 
 SHORT_LEVER = 2.0  # ratio of the largest over the smallest budget below which an exponent is mostly noise
+LARGEST_LOG = 700.0  # e to this is the largest number there is, nearly
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,19 @@ class LeftOut:
     exponent: float | None  # of the others; None where fewer than two remain
     predicted: float | None
     found: float
-    within: bool | None  # the optimum found lies in the 90 % interval of the prediction
+    within: bool | None  # the optimum found lies in the interval of the prediction, at the noise's level
 
 
 def refused(arm: str, budgets: tuple[float, ...], reason: str) -> ExponentFit:
     return ExponentFit(arm, budgets, None, None, None, None, reason, ())
+
+
+def too_near(budgets: Sequence[float], intercept: float) -> str:
+    """A refusal where the line through the optima is so steep that its value at C = 1 is no number."""
+    if abs(intercept) < LARGEST_LOG:
+        return ""
+    apart = f"{budget_text(min(budgets))} and {budget_text(max(budgets))}"
+    return f"the budgets {apart} lie too near each other for an exponent: add a budget some times as large"
 
 
 class Vertex(NamedTuple):
@@ -93,6 +102,8 @@ def fit_exponent(arm: str, fitted: Sequence[Vertex], noise: Noise) -> ExponentFi
     triples = list(zip(weights, log_c, log_x, strict=True))
     slope = sum(w * (c - mean_c) * (x - mean_x) for w, c, x in triples) / spread
     intercept = mean_x - slope * mean_c
+    if refusal := too_near(budgets, intercept):
+        return refused(arm, budgets, refusal)
     margin = noise.margin(1 / spread)
     warnings = []
     if len(fitted) == 2:

@@ -19,6 +19,7 @@ from modexp.analysis.points import Record, is_guard, size_of
 from modexp.wording import budget_text, size_text
 
 Run = tuple[str, float, int, float]  # arm, budget, seed, planned FLOPs per token: what a guard shares with its run
+Size = tuple[str, float, float]  # of all seeds: arm, budget, planned FLOPs per token
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,14 @@ class Verdict:
         return {**asdict(self), "ends": [{"x": end.x, "losses": finite(end.losses)} for end in self.ends]}
 
 
-def guard_study(records: Sequence[Record], axis: str, level: float = 0.90) -> list[Verdict]:
-    """A verdict for every curve that has guard runs, finished or not; sizes in the unit of ``axis``."""
+def guard_study(
+    records: Sequence[Record],
+    axis: str,
+    level: float = 0.90,
+    baseline: str | None = None,
+    nearest: int | None = None,
+) -> list[Verdict]:
+    """A verdict for every curve that has guard runs, finished or not; options as in :func:`fit_study`."""
     if not any(map(is_guard, records)):
         return []
     ours: dict[Run, Record] = {key_of(r): r for r in records if not is_guard(r)}
@@ -67,7 +74,8 @@ def guard_study(records: Sequence[Record], axis: str, level: float = 0.90) -> li
         if is_guard(row) and key_of(row) in ours:
             tried[key_of(row)][float(row["lr_scale"])] = row
     ends: dict[tuple[str, float], list[End]] = defaultdict(list)
-    gains: dict[tuple[str, float, float], float] = {}
+    gains: dict[Size, float] = {}
+    rescued: dict[Run, Record] = {}  # of a run that diverged at the rule's rate: the best that did not
     waiting: set[tuple[str, float]] = set()
     for key in sorted(tried, key=lambda k: k[3]):
         arm, budget, _, size = key
@@ -78,10 +86,13 @@ def guard_study(records: Sequence[Record], axis: str, level: float = 0.90) -> li
         losses = {rate: loss_of(runs[rate]) for rate in sorted(runs)}
         end = End(float(size_of(ours[key], axis) or size), losses)
         ends[arm, budget].append(end)
-        gain = losses[1.0] - losses[end.best]
-        gains[arm, budget, size] = gain if math.isfinite(gain) else 0.0
-    tuned_rows = [with_gain(row, gains) for row in records]
-    before, after = fit_study(records, axis, level), fit_study(tuned_rows, axis, level)
+        best = losses[end.best]
+        if math.isfinite(losses[1.0]):
+            gains[arm, budget, size] = losses[1.0] - best
+        elif math.isfinite(best):
+            rescued[key] = {**runs[end.best], "lr_scale": 1.0}
+    tuned_rows = [tuned_row(row, gains, rescued) for row in records]
+    before, after = (fit_study(rows, axis, level, baseline, nearest) for rows in (records, tuned_rows))
     guarded = {*ends, *waiting}
     curves = [curve for curve in before.curves if (curve.arm, curve.budget) in guarded]
     return [
@@ -124,11 +135,15 @@ def loss_of(row: Record) -> float:
     return float(loss) if row["status"] == "done" and loss is not None and math.isfinite(loss) else math.inf
 
 
-def with_gain(row: Record, gains: dict[tuple[str, float, float], float]) -> Record:
+def tuned_row(row: Record, gains: dict[Size, float], rescued: dict[Run, Record]) -> Record:
     """The run as if trained at its end's best rate. Other seeds of that size are taken to gain as much."""
-    gain = gains.get((str(row["arm"]), float(row["budget"]), float(row["flops_per_token"])), 0.0)
-    loss = row.get("loss")
-    return row if is_guard(row) or not gain or loss is None else {**row, "loss": loss - gain}
+    if is_guard(row):
+        return row
+    arm, budget, _, size = key = key_of(row)
+    if key in rescued:
+        return rescued[key]
+    gain, loss = gains.get((arm, budget, size), 0.0), row.get("loss")
+    return {**row, "loss": loss - gain} if gain and loss is not None else row
 
 
 def words_of(end: End) -> str:

@@ -1,8 +1,10 @@
 """Optimum of an isoFLOP curve by interpolation, without a shape (Porian et al. 2024, sec. 3 and their code).
 
-Best loss per size, Akima's spline of log loss in log size, its minimum, and a least-squares line of log optimum in
+Mean loss per size, Akima's spline of log loss in log size, its minimum, and a least-squares line of log optimum in
 log C. It follows curves that are no parabolas, wide grids above all, but passes through every point, noise
 included, so near a flat minimum it needs losses that scatter little; the intervals show it.
+
+The paper has one run a size; of several seeds the mean enters, as the best of them is too low where more were run.
 
 Sizes x in any positive unit, losses in nats, budgets C in FLOPs.
 """
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.interpolate import Akima1DInterpolator
 
+from modexp.analysis.exponent import too_near
 from modexp.wording import size_text
 
 MIN_SIZES = 3  # as in the paper's code
@@ -59,16 +62,18 @@ def fit_interpolated(
     """Optimum of every budget's curve (budget -> points) and the exponent.
 
     ``noise_sd``: scatter of one run's loss between seeds, in nats (``StudyFit.noise_sd`` has it); without it there
-    are no intervals. The bootstrap is the paper's: Gaussian noise of that size is added to every best loss, all
-    optima and the line are found again, and percentiles are taken. It assumes independent runs of equal scatter.
+    are no intervals. The bootstrap is the paper's: Gaussian noise of that size (over the root of
+    the number of runs) is added to every mean loss, relative to it in logs, all optima and the line are found again,
+    and percentiles are taken. It assumes independent runs of equal scatter.
     Redraws whose minimum falls on an edge leave that budget out of their line.
     """
     budgets = sorted(curves)
     generator = np.random.default_rng(seed)
     optima, redrawn = [], []
     for budget in budgets:
-        x, loss = best_per_size(curves[budget])
-        noise = (noise_sd or 0.0) * generator.standard_normal((len(x), resamples if noise_sd else 0))
+        x, loss, runs = mean_per_size(curves[budget])
+        noise = generator.standard_normal((len(x), resamples if noise_sd else 0))
+        noise *= (noise_sd or 0.0) / np.sqrt(runs)[:, None]
         optimum, log_x = _optimum(budget, x, loss, noise, level)
         optima.append(optimum)
         if not optimum.refusal:
@@ -79,6 +84,8 @@ def fit_interpolated(
         return InterpolatedExponent(tuple(optima), None, None, None, None, refusal)
     log_c, log_optimum = np.array(fitted).T
     slope, intercept = np.polyfit(log_c, log_optimum, 1)
+    if refusal := too_near([o.budget for o in optima if o.x is not None], float(intercept)):
+        return InterpolatedExponent(tuple(optima), None, None, None, None, refusal)
     low = high = None
     if noise_sd:
         slopes = _slopes(log_c, np.array(redrawn))
@@ -86,13 +93,14 @@ def fit_interpolated(
     return InterpolatedExponent(tuple(optima), float(slope), low, high, math.exp(intercept), "")
 
 
-def best_per_size(points: Curve) -> tuple[np.ndarray, np.ndarray]:
-    """Sizes ascending, and of runs of one size the lowest loss; both (n,)."""
-    best: dict[float, float] = {}
+def mean_per_size(points: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sizes ascending, the mean loss of the runs of each, and how many those are; all (n,)."""
+    losses: dict[float, list[float]] = {}
     for x, loss in points:
-        best[x] = min(loss, best.get(x, math.inf))
-    sizes = sorted(best)
-    return np.array(sizes), np.array([best[x] for x in sizes])
+        losses.setdefault(x, []).append(loss)
+    sizes = sorted(losses)
+    means = [sum(losses[x]) / len(losses[x]) for x in sizes]
+    return np.array(sizes), np.array(means), np.array([len(losses[x]) for x in sizes])
 
 
 def nearest_to_minimum(points: Curve, count: int = 7) -> list[tuple[float, float]]:
@@ -100,9 +108,9 @@ def nearest_to_minimum(points: Curve, count: int = 7) -> list[tuple[float, float
 
     Repeated sizes count once and all their points are kept.
     """
-    sizes, losses = best_per_size(points)
-    best = sizes[losses.argmin()]
-    nearest = set(sorted(sizes.tolist(), key=lambda x: abs(math.log(x / best)))[:count])
+    best, _ = min(points, key=lambda p: p[1])
+    sizes = sorted({x for x, _ in points})
+    nearest = set(sorted(sizes, key=lambda x: abs(math.log(x / best)))[:count])
     return sorted(p for p in points if p[0] in nearest)
 
 
@@ -116,7 +124,9 @@ def _optimum(
 
     if len(x) < MIN_SIZES:
         return refused(f"an interpolation needs {MIN_SIZES} distinct sizes, got {len(x)}")
-    log_x, log_loss = _minima(x, np.concatenate([loss[:, None], loss[:, None] + noise], axis=1))
+    # relative noise, as noise that is large beside a loss would make it negative, and its logarithm nothing
+    redraws = np.log(loss)[:, None] + noise / loss[:, None]
+    log_x, log_loss = _minima(x, np.concatenate([np.log(loss)[:, None], redraws], axis=1))
     if math.isnan(log_x[0]):
         edge, side = (x[0], "below") if loss[0] < loss[-1] else (x[-1], "above")
         return refused(f"the lowest loss is at an end of the grid: add sizes {side} {size_text(float(edge))}")
@@ -132,11 +142,11 @@ def _optimum(
     return InterpolatedOptimum(budget, math.exp(log_x[0]), math.exp(log_loss[0]), low, high, ""), redrawn
 
 
-def _minima(x: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Log size and log loss at the minimum of each column of ``losses`` (n, R); size NaN at an end of the grid."""
+def _minima(x: np.ndarray, log_losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log size and log loss at the minimum of each column of ``log_losses`` (n, R); size NaN at an end of the grid."""
     log_x = np.log(x)
     grid = np.linspace(log_x[0], log_x[-1], (len(x) - 1) * STEPS_PER_GAP)
-    curve = Akima1DInterpolator(log_x, np.log(losses))(grid)  # (grid, R)
+    curve = Akima1DInterpolator(log_x, log_losses)(grid)  # (grid, R)
     lowest = curve.argmin(axis=0)
     inner = (lowest > 0) & (lowest < len(grid) - 1)
     return np.where(inner, grid[lowest], np.nan), curve.min(axis=0)

@@ -13,7 +13,7 @@ from modexp.analysis.compare import Difference, vertex_differences
 from modexp.analysis.curve import MIN_SIZES, CurveFit, Noise, Optimum, fit_curve, parabola_of, pooled_noise
 from modexp.analysis.exponent import ExponentFit, LeftOut, fit_exponent, leave_one_out, vertices
 from modexp.analysis.interpolate import nearest_to_minimum
-from modexp.analysis.points import RULE, DroppedRun, Point, Record, arms_of, baseline_of, select
+from modexp.analysis.points import RULE, DroppedRun, Point, Record, arms_of, at_one_x, baseline_of, select
 from modexp.analysis.reread import at_equal_flops
 from modexp.errors import UserError
 
@@ -64,10 +64,11 @@ def near_minimum(points: Sequence[Point], count: int) -> tuple[list[Point], list
     kept, far = [], []
     for key in dict.fromkeys((p.arm, p.budget) for p in points):
         curve = [p for p in points if (p.arm, p.budget) == key]
-        near = set(nearest_to_minimum([(p.x, p.loss) for p in curve], count))
-        kept += [p for p in curve if (p.x, p.loss) in near]
+        places = at_one_x(curve)
+        near = set(nearest_to_minimum(places, count))
+        kept += [p for p, place in zip(curve, places, strict=True) if place in near]
         reason = f"not among the {count} sizes nearest the lowest loss"
-        far += [DroppedRun(p.run, p.arm, p.budget, reason) for p in curve if (p.x, p.loss) not in near]
+        far += [DroppedRun(p.run, p.arm, p.budget, reason) for p in curve if p not in kept]
     return kept, far
 
 

@@ -53,7 +53,7 @@ def outliers(n: Losses, d: Losses, loss: Losses) -> tuple[Outlier, ...]:
     n, d, loss = (np.asarray(values, dtype=float) for values in (n, d, loss))
     kept = np.arange(len(loss))
     found: list[Outlier] = []
-    while len(found) < MAX_SHARE * len(loss):
+    while len(found) + 1 <= MAX_SHARE * len(loss):
         surface = approach3(n[kept], d[kept], loss[kept]).surface
         if surface is None:
             break

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any
 
 from modexp.errors import UserError
@@ -53,7 +54,8 @@ class Point:
     arm: str
     budget: float  # target training FLOPs, exact: 1.5e19 and 2.4e19 are two budgets
     seed: int
-    x: float
+    x: float  # as measured, where the axis is: seeds of one size then differ in it
+    size: float  # as planned: one number for all seeds of a size
     loss: float
     epochs: float
     flops: float  # consumed in training, under the convention that the study is read in
@@ -99,6 +101,7 @@ def select(records: Sequence[Record], axis: str) -> tuple[list[Point], list[Drop
                 budget,
                 seed=int(record.get("seed") or 0),
                 x=float(x),
+                size=planned_size(record, axis, float(x)),
                 loss=float(record["loss"]),
                 epochs=float(record.get("epochs") or 0.0),
                 flops=float(record.get("flops_reread") or record["flops_consumed"]),
@@ -129,6 +132,20 @@ def size_of(record: Record, axis: str) -> float | None:
     """A run's place on an axis. Its FLOPs per token are those that its causal router really spent."""
     realised = record.get("flops_per_token_causal") if axis == "flops_per_token" else None
     return realised if realised is not None else record.get(AXES[axis].key)
+
+
+def planned_size(record: Record, axis: str, x: float) -> float:
+    """What tells sizes of one arm and budget apart: planned FLOPs per token where ``x`` is measured, else ``x``."""
+    return float(record.get("flops_per_token") or x) if axis in ("flops_per_token", "seconds") else x
+
+
+def at_one_x(points: Sequence[Point]) -> list[tuple[float, float]]:
+    """(x, loss) of every point of a curve, runs of one size standing at the geometric mean of what they measured."""
+    measured: dict[float, list[float]] = {}
+    for p in points:
+        measured.setdefault(p.size, []).append(p.x)
+    means = {size: xs[0] if len(set(xs)) == 1 else math.exp(mean(map(math.log, xs))) for size, xs in measured.items()}
+    return [(means[p.size], p.loss) for p in points]
 
 
 def reason_to_drop(record: Record) -> str:

@@ -27,7 +27,8 @@ class Prediction:
 
     arm: str
     flops: float
-    reach: float  # over the largest budget with an optimum
+    reach: float | None  # over the largest budget with an optimum, in the same convention; None without one
+    over_smallest: float | None  # the same over the smallest
     params: float | None
     params_interval: Interval | None
     tokens: float | None
@@ -62,16 +63,23 @@ def predict_arm(
         "tokens": tokens.exponent(arm).refusal,
         "loss": found.refusal,
     }
-    largest = max([c.budget for c in sizes.curves if c.arm == arm and c.optimum], default=math.nan)
+    reread = any("flops_reread" in r for r in records)  # budgets are as planned, so they count other FLOPs
+    run = [c.flops if reread else c.budget for c in sizes.curves if c.arm == arm and c.optimum]
+    reach, over_smallest = (flops / max(run), flops / min(run)) if run else (None, None)
     warnings = list(sizes.exponent(arm).warnings)
-    if flops / largest > FAR:
-        warnings.append(f"{flops / largest:.3g}x beyond the largest budget: intervals hold if nothing bends on the way")
+    warnings += [f"tokens: {w}" for w in tokens.exponent(arm).warnings if w not in warnings]
+    warnings += [f"loss: {w}" for w in found.warnings]
+    if reach and reach > FAR:
+        warnings.append(f"{reach:.3g}x beyond the largest budget: intervals hold if nothing bends on the way")
+    if over_smallest and over_smallest < 1 / FAR:
+        warnings.append(f"{1 / over_smallest:.3g}x below the smallest budget: intervals hold if nothing bends there")
     if sentence := shared_trunks([r for r in records if r["arm"] == arm]):
         warnings.append(sentence)
     return Prediction(
         arm,
         flops,
-        flops / largest,
+        reach,
+        over_smallest,
         size,
         size_interval,
         trained,
@@ -85,8 +93,12 @@ def predict_arm(
 
 def reach_words(found: Prediction) -> str:
     """How far the budget lies from what was run."""
-    if not found.reach > 0:  # no budget has an optimum
+    if found.reach is None or found.over_smallest is None:
         return "nothing to extrapolate from"
+    if found.over_smallest < 1:
+        return (
+            f"{found.over_smallest:.3g}x the smallest budget that has an optimum: below what was run, an extrapolation"
+        )
     beyond = "an extrapolation" if found.reach > 1 else "within what was run"
     return f"{found.reach:.3g}x the largest budget that has an optimum: {beyond}"
 

@@ -12,7 +12,7 @@ from modexp.analysis.interpolate import InterpolatedExponent, fit_interpolated
 from modexp.analysis.isoflop import StudyFit, fit_study
 from modexp.analysis.outliers import RESIDUAL_RULE, highest_losses, highest_rule, outliers
 from modexp.analysis.plain import PlainExponent, fit_plain
-from modexp.analysis.points import DroppedRun, Point, Record, arms_of, select, shared_trunks
+from modexp.analysis.points import DroppedRun, Point, Record, arms_of, at_one_x, select, shared_trunks
 from modexp.analysis.surface import PENALTIES, Cost, Surface, fit_cost, fit_surface
 
 SUM_APART = 0.05  # a + b further from 1 than this is worth a sentence
@@ -30,7 +30,7 @@ class SurfaceExponent:
     cost: Cost | None
     exponent: float | None
     intervals: dict[str, tuple[float, float]]  # of E, A, B, alpha, beta, a
-    refits: int  # resamples that converged
+    refits: int  # resamples that have a falling surface, converged or not
     refusal: str
     warnings: tuple[str, ...]
     draws: Bootstrap | None = None
@@ -78,13 +78,9 @@ def report(
     ``resamples`` of each bootstrap, 0 leaves it out; ``nearest`` as in :func:`fit_study`, for parabola and Akima;
     ``drop_highest`` losses, or the outliers of each arm's surface (modexp.analysis.outliers), leave every fit.
     """
-    left_out = excluded(records, axis, drop_highest, drop_outliers)
-    gone = {d.run for d in left_out}
-    kept = [r for r in records if str(r["run"]) not in gone]
-    fit = fit_study(kept, axis, level, baseline, nearest)
-    asked = [highest_rule(drop_highest)] * bool(drop_highest) + [RESIDUAL_RULE] * drop_outliers
-    fit = replace(fit, dropped=(*left_out, *fit.dropped), rule=" ".join([fit.rule, *asked]))
+    kept, fit = fit_kept(records, axis, level, baseline, nearest, drop_highest, drop_outliers)
     points, _ = select(kept, axis)  # as trained: a surface needs no equal FLOPs, so a re-reading moves nothing
+    by_tokens = fit_study(kept, "tokens", level, baseline, nearest)
     surfaces: list[SurfaceExponent] = []
     plain, interpolated, warnings = {}, {}, []
     for arm in arms_of(kept):
@@ -92,12 +88,30 @@ def report(
         surfaces += [surface_of(arm, mine, method, level, resamples) for method in PENALTIES]
         curves = [c for c in fit.curves if c.arm == arm and c.points]
         plain[arm] = fit_plain(curves)
-        by_flops = {c.flops: [(p.x, p.loss) for p in c.points] for c in curves}
+        by_flops = {c.flops: at_one_x(c.points) for c in curves}
         interpolated[arm] = fit_interpolated(by_flops, fit.noise_sd if resamples else None, level, resamples)
-        warnings += [s for s in (sum_of_exponents(arm, kept, fit), astray(arm, mine)) if s]
+        warnings += [s for s in (sum_of_exponents(arm, fit, by_tokens), astray(arm, mine)) if s]
     warnings += [s for s in (shared_trunks(kept),) if s]
-    guards = guard_study(kept, axis, level)
+    guards = guard_study(kept, axis, level, baseline, nearest)
     return Report(fit, tuple(surfaces), plain, interpolated, tuple(warnings), tuple(points), tuple(guards))
+
+
+def fit_kept(
+    records: Sequence[Record],
+    axis: str,
+    level: float,
+    baseline: str | None,
+    nearest: int | None,
+    drop_highest: int,
+    drop_outliers: bool,
+) -> tuple[list[Record], StudyFit]:
+    """The records that were not asked to leave, and the parabolas through them, which name those that were."""
+    left_out = excluded(records, axis, drop_highest, drop_outliers)
+    gone = {d.run for d in left_out}
+    kept = [r for r in records if str(r["run"]) not in gone]
+    fit = fit_study(kept, axis, level, baseline, nearest)
+    asked = [highest_rule(drop_highest)] * bool(drop_highest) + [RESIDUAL_RULE] * drop_outliers
+    return kept, replace(fit, dropped=(*left_out, *fit.dropped), rule=" ".join([fit.rule, *asked]))
 
 
 def excluded(records: Sequence[Record], axis: str, highest: int, by_surface: bool) -> list[DroppedRun]:
@@ -139,17 +153,32 @@ def surface_of(arm: str, points: Sequence[Point], method: str, level: float, res
             f"C = {cost.kappa:.3g} x^{cost.q:.3f} D misses a run's FLOPs by {cost.worst:.0%}: the exponent leans on it"
         )
     draws = bootstrap(found.surface, x, tokens, loss, resamples) if resamples else None
+    if draws:
+        warnings += trouble(draws, resamples)
+        draws = draws if len(draws.parameters) else None
     intervals = draws.intervals(cost=cost, level=level) if draws else {}
     refits = len(draws.parameters) if draws else 0
     exponent = found.surface.exponent(cost)
     return SurfaceExponent(arm, method, found.surface, cost, exponent, intervals, refits, "", tuple(warnings), draws)
 
 
-def sum_of_exponents(arm: str, records: Sequence[Record], fit: StudyFit) -> str:
+def trouble(draws: Bootstrap, resamples: int) -> list[str]:
+    """Sentences on resamples that did not refit as they should."""
+    if draws.num_failed == resamples:
+        return [f"no interval: none of {resamples} resamples has a falling surface"]
+    words = []
+    if draws.num_failed:
+        words.append(f"{draws.num_failed} of {resamples} resamples have no falling surface: the intervals lack them")
+    if draws.num_unconverged:
+        words.append(f"{draws.num_unconverged} of {resamples} resamples have not converged: the intervals hold them")
+    return words
+
+
+def sum_of_exponents(arm: str, fit: StudyFit, by_tokens: StudyFit) -> str:
     """A sentence where a of N* ~ C^a and b of D* ~ C^b do not add up to about 1, as under C = 6ND they would."""
     if fit.axis not in ("params", "non_embedding", "active") or fit.exponent(arm).exponent is None:
         return ""
-    tokens = fit_study([r for r in records if r["arm"] == arm], "tokens", fit.level).exponents[0].exponent
+    tokens = by_tokens.exponent(arm).exponent
     a = fit.exponent(arm).exponent
     if tokens is None or a is None or abs(a + tokens - 1) <= SUM_APART:
         return ""

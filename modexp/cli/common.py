@@ -126,16 +126,23 @@ def read_csv(path: Path, columns: str | None) -> tuple[list[dict[str, Any]], dic
 
 
 def convention_fits(
-    study: Path, axis: str, level: float, baseline: str | None = None
+    study: Path,
+    axis: str,
+    level: float,
+    baseline: str | None = None,
+    nearest: int | None = None,
+    drop_highest: int = 0,
+    drop_outliers: bool = False,
 ) -> tuple[dict[str, StudyFit], dict[str, str]]:
     """The study's parabolas under every convention, and a sentence for each that refuses."""
-    from modexp.analysis.isoflop import fit_study
+    from modexp.analysis.report import fit_kept
     from modexp.flops.ledger import CONVENTIONS
 
     fits, refusals = {}, {}
     for name in CONVENTIONS:
         try:
-            fits[name] = fit_study(study_records(study, name), axis, level, baseline)
+            rows = study_records(study, name)
+            _, fits[name] = fit_kept(rows, axis, level, baseline, nearest, drop_highest, drop_outliers)
         except UserError as error:
             refusals[name] = error.sentence
     return fits, refusals

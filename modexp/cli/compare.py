@@ -42,12 +42,17 @@ def main(words: list[str]) -> int:
     from modexp.analysis.equal_loss import compare_arms
     from modexp.analysis.isoflop import fit_study
     from modexp.analysis.points import shared_trunks
+    from modexp.cli.fit_tables import note_dropped
     from modexp.wording import budget_text
 
     study = study_path(args.study or one_name(args.words, "") or None, args.runs_dir)
     rows = study_records(study, args.convention)
     fit = fit_study(rows, "flops_per_token", args.level, args.baseline)
     compared = compare_arms(fit)
+    note_dropped(fit)
+    for row in fit.rows() if compared else []:  # where nothing compares, the error says it
+        if row["note"]:
+            note(f"{row['arm']} at {budget_text(row['budget'])}: {row['note']}")
     if args.json:
         print_json({"baseline": fit.baseline, "level": fit.level, "arms": [asdict(c) for c in compared]})
         return 0

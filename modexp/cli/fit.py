@@ -51,7 +51,7 @@ def flags() -> Parser:
     p.add_argument(
         "--baseline", metavar="ARM", help="compare with this arm (default: baseline, or the first dense one)"
     )
-    p.add_argument("--resamples", type=int, default=1000, help="of each surface's bootstrap; 0: none (default: 1000)")
+    p.add_argument("--resamples", type=int, help="of each surface's bootstrap; 0: none (default: 1000)")
     add_exclusions(p)
     p.add_argument("--out", metavar="DIR", help="where fit.json and methods.md go (default: the study)")
     p.add_argument("words", nargs="*", metavar="STUDY | FILE.csv")
@@ -63,7 +63,7 @@ def main(words: list[str]) -> int:
     names, overrides = split_words(args.words)
     if overrides:
         raise UserError(f"{overrides[0]} is a setting, and a fit has none", "choose the axis with --axis NAME")
-    if args.resamples < 0:
+    if (args.resamples or 0) < 0:
         raise UserError(f"--resamples {args.resamples} is negative", "0 leaves the bootstrap out")
     if args.drop_highest < 0:
         raise UserError(f"--drop-highest {args.drop_highest} is negative", "0 leaves no run out")
@@ -82,6 +82,9 @@ def main(words: list[str]) -> int:
     from modexp.files import write_json, write_text
 
     if args.convention == "all":
+        for flag, value, why in (("--resamples", args.resamples, "draws none"), ("--out", args.out, "writes no files")):
+            if value is not None:
+                raise UserError(f"{flag} {value} has no effect: --convention all {why}", f"leave {flag} out")
         return print_conventions(study_path(name, args.runs_dir), args)
     if table:
         rows, about = read_csv(table, args.columns)
@@ -95,7 +98,7 @@ def main(words: list[str]) -> int:
         args.axis,
         args.level,
         args.baseline,
-        args.resamples,
+        1000 if args.resamples is None else args.resamples,
         args.nearest,
         args.drop_highest,
         args.drop_outliers,
@@ -173,26 +176,31 @@ def schedule_words(config: Config) -> str:
 
 
 def print_conventions(study: Path, args: Any) -> int:
-    """The parabola's exponents and the last budget's optimum of every arm, read under every convention."""
-    from dataclasses import asdict
+    """The parabola's exponents and the largest budget's optimum of every arm, read under every convention."""
+    from modexp.cli.fit_tables import note_dropped
+    from modexp.wording import budget_text, size_text
 
-    from modexp.wording import size_text
-
-    fits, refusals = convention_fits(study, args.axis, args.level, args.baseline)
+    chosen = args.nearest, args.drop_highest, args.drop_outliers
+    fits, refusals = convention_fits(study, args.axis, args.level, args.baseline, *chosen)
     for name, refusal in refusals.items():
         note(f"{name}: {refusal}")
     if args.json:
         print_json({name: fit.to_json() for name, fit in fits.items()})
         return 0
+    for fit in list(fits.values())[:1]:  # the same runs are left out of all
+        note_dropped(fit)
+    largest = max((c.budget for fit in fits.values() for c in fit.curves), default=0.0)
     lines = []
     for name, fit in fits.items():
         for e in fit.exponents:
-            last = [c for c in fit.curves if c.arm == e.arm and c.optimum][-1:]
-            best = asdict(last[0].optimum)["x"] if last and last[0].optimum else None
+            last = fit.curve(e.arm, largest)
+            best = last.optimum if last else None
             said = ("-", "-") if e.exponent is None else (f"{e.exponent:.4f}", f"{e.low:.4f} .. {e.high:.4f}")
-            lines.append([e.arm, name, *said, "-" if best is None else size_text(best), e.refusal])
+            lines.append(
+                [e.arm, name, *said, size_text(best.x) if best else "-", e.refusal or (last.refusal if last else "")]
+            )
     level = f"{args.level:.0%} interval"
-    columns = ("arm", "convention", "exponent", level, "optimum at the largest budget", "note")
+    columns = ("arm", "convention", "exponent", level, f"optimum at {budget_text(largest)}", "note")
     print_table(
         columns, sorted(lines, key=lambda line: line[0]), f"the same runs by {args.axis} under every convention"
     )

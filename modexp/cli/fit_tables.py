@@ -135,12 +135,16 @@ def print_rest(fit: StudyFit) -> None:
     """Comparisons to stdout; what was left out, and the rule, to stderr."""
     for comparison in fit.comparisons:
         print(comparison.sentence)
+    note_dropped(fit)
+    if fit.noise_sd is not None:
+        note(f"noise {fit.noise_sd:.4f} nats a run, pooled over all curves ({fit.dof} degrees of freedom). {fit.rule}")
+
+
+def note_dropped(fit: StudyFit) -> None:
     for dropped in fit.dropped[:SHOWN_DROPS]:
         note(f"left out: {dropped.run}: {dropped.reason}")
     if len(fit.dropped) > SHOWN_DROPS:
-        note(f"left out: {len(fit.dropped) - SHOWN_DROPS} more; --json lists them")
-    if fit.noise_sd is not None:
-        note(f"noise {fit.noise_sd:.4f} nats a run, pooled over all curves ({fit.dof} degrees of freedom). {fit.rule}")
+        note(f"left out: {len(fit.dropped) - SHOWN_DROPS} more; modexp fit --json lists them")
 
 
 def print_guards(verdicts: Sequence[Verdict]) -> None:

@@ -42,7 +42,10 @@ class LoadedRun:
                 continue
             checkpoint.load_weights(model, weights, folder)
             return model.eval()
-        raise UserError(f"{self.path} holds no readable checkpoint", f"modexp train --run {self.path} makes one")
+        again = f"modexp train --run {self.path} makes one"
+        if self.result is not None:  # a finished run is only read
+            again = f"remove its result.json, and {again}, from the beginning"
+        raise UserError(f"{self.path} holds no readable checkpoint", again)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

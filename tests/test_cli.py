@@ -61,6 +61,19 @@ def test_plan_takes_flags_and_overrides_in_any_order(modexp_cli: Cli, capsys: Ca
     assert not plan["dropped"]
 
 
+@pytest.mark.parametrize("width", ["40", "80"])
+def test_plans_of_any_sweep_fit_a_narrow_terminal_uncut(
+    width: str, modexp_cli: Cli, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # as on a terminal
+    monkeypatch.setenv("COLUMNS", width)
+    for words in ([], ["--budget", "6e18,2e19,1e20"], ["figure3"], ["sampling"], ["demo", "--budget", "1e11"]):
+        assert modexp_cli("plan", *words) == 0
+        said = capsys.readouterr()
+        assert "\u2026" not in said.out, "a number that is cut off is another number"
+        assert "too narrow for" in said.err
+
+
 def test_dry_run_leaves_nothing(modexp_cli: Cli, tmp_path: Path) -> None:
     assert modexp_cli("sweep", "--budget", "6e18", "--dry-run") == 0
     assert not list(tmp_path.iterdir())

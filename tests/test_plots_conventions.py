@@ -78,6 +78,12 @@ def test_a_table_is_drawn_where_one_stands(modexp_cli: Cli, capsys: Captured, tm
     assert captured.out.split() == ["fit.png", "fit.svg", "fit.csv", "fit_lines.csv"]
     assert "40 of 42 runs (2 repeated or left out as asked)" in captured.err
     assert {row["level"] for row in read(tmp_path / "fit.csv")} == {"0.8"}
+    Path("points.csv").rename("fit.csv")
+    before = Path("fit.csv").read_bytes()
+    assert modexp_cli("plot", "fit", "fit.csv", *words[1:]) == 2
+    assert "fit.csv could be overwritten by the figure's tables" in capsys.readouterr().err
+    assert Path("fit.csv").read_bytes() == before
+    assert modexp_cli("plot", "fit", "fit.csv", *words[1:], "--out", "elsewhere") == 0
 
 
 @pytest.mark.parametrize(

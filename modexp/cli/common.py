@@ -156,6 +156,7 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, default=str))
 
 
+NOTE = 24  # letters that a column of notes needs at least
 TEXT_COLUMNS = ("run", "arm", "shape", "status", "note", "interval", "routing", "model", "block", "term", "convention")
 
 
@@ -189,11 +190,14 @@ def print_table(
     console = Console(highlight=False)
     shown = list(columns)
     for column in optional:
-        if console.is_terminal and width_of(cut(shown)) > console.width:
+        if column in shown and console.is_terminal and width_of(cut(shown)) > console.width:
             shown.remove(column)
     if len(shown) < len(columns):
         note(f"the terminal is too narrow for: {', '.join(c for c in columns if c not in shown)}; --json shows all")
     table = cut(shown, wraps=console.is_terminal and width_of(cut(shown)) > console.width)
     if not console.is_terminal:
         console = Console(highlight=False, width=4096)  # wider than any table: each has its natural width
+    else:  # notes wrap; a number that is cut off would be another number, so the terminal may break a line instead
+        numbers = [column for column in shown if column != "note"]
+        console.width = max(console.width, width_of(cut(numbers)) + (NOTE if "note" in shown else 0))
     console.print(table)

@@ -37,6 +37,8 @@ def draw_fit(args: argparse.Namespace, axis: str) -> Any:
     stem = args.figure
     if args.convention:
         stem, look["title"] = f"{stem}-{args.convention}", f"{look['title']}, FLOPs as {args.convention}"
+    if table and table.parent.resolve() == out.resolve() and f"{table.stem}_".startswith(f"{stem}_"):
+        raise UserError(f"{table} could be overwritten by the figure's tables", "choose another place with --out DIR")
     found = report(
         rows,
         axis,
